@@ -1,0 +1,65 @@
+"""What is said before the first step and after the last: batch arithmetic, data, what trains, where everything lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from runner.inventory import Component, components_of
+
+PARAMETER_COLUMNS = ("component", "kind", "trainable", "frozen")
+
+if TYPE_CHECKING:
+    from runner.data.length import LengthReport
+    from runner.session import Session
+
+
+def announce(session: Session) -> None:
+    given, terminal = session.parts.settings, session.terminal
+    processes = session.accelerator.num_processes
+    terminal.say(
+        f"Batch: {given.micro_batch_size} rows a micro-batch x {given.accumulation} accumulated x {processes} "
+        f"process{'es' if processes > 1 else ''} = {given.train.batch_size} rows a step; {session.total_steps:,} steps."
+    )
+    for split, report in session.parts.lengths.items():
+        terminal.say(f"Data, {split}: {describe(report)}")
+    active = session.precision
+    computed = active.autocast or ("tf32" if active.tf32 else "float32")
+    terminal.say(f"Precision: {active.requested}, matrix products in {computed} on {active.device}.")
+    terminal.say("")
+    terminal.table(
+        "Parameters", PARAMETER_COLUMNS, parameter_rows(components_of(session.parts.objective)), PARAMETER_COLUMNS[2:]
+    )
+
+
+def parameter_rows(components: Sequence[Component]) -> list[tuple[str, ...]]:
+    rows = [(one.name, one.kind, f"{one.trainable:,}", f"{one.frozen:,}") for one in components]
+    trainable, frozen = sum(one.trainable for one in components), sum(one.frozen for one in components)
+    return [*rows, ("all", f"{trainable / (trainable + frozen):.2%} trains", f"{trainable:,}", f"{frozen:,}")]
+
+
+def describe(report: LengthReport) -> str:
+    """`1,437 rows, the longest 31 tokens; 12 over length: 12 dropped.`"""
+    text = f"{report.total:,} rows, the longest {report.longest:,} text tokens"
+    if report.over:
+        text += f"; {report.over:,} over length: "
+        text += f"{report.dropped:,} dropped" if report.dropped else f"{report.tokens_cut:,} prompt tokens cut"
+    return text + "."
+
+
+def closing(session: Session, summary: dict[str, Any]) -> None:
+    """The last evaluation, the best one, and where everything lies."""
+    terminal, folder = session.terminal, session.run.path
+    for title, metrics in (("Last", summary["last"]), ("Best", summary["best"])):
+        if metrics:
+            values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "step")
+            terminal.say(f"{title}: {values} (step {metrics['step']})")
+    rate = summary["throughput"]
+    terminal.say(
+        f"Time: {summary['wall_s']:.1f} s, {rate['samples_per_s']:,.0f} samples/s, "
+        f"{rate['tokens_per_s']:,.0f} tokens/s; "
+        f"peak memory {summary['peak_memory'].get('gpu', summary['peak_memory']['process']) / 1e9:.2f} GB."
+    )
+    places = (("Run", folder), ("Checkpoint", summary["checkpoint"]), ("Metrics", folder / "metrics.jsonl"))
+    for name, place in places:
+        terminal.say(f"{name}: {place}")

@@ -1,0 +1,143 @@
+"""What cannot be together although each value alone is right, and files that are not there.
+
+Each rule is a function of the config that yields sentences; it says nothing where the values themselves are wrong.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+Tree = Mapping[str, Any]
+
+OBJECTIVE_SEATS = ("encoder", "projector", "fusion", "llm", "lora")
+"""Seats that an objective's YAML lists when it knows them."""
+
+
+def check_combinations(tree: Tree, choices: Mapping[str, str], objective_seats: Sequence[str] | None) -> Iterator[str]:
+    """`objective_seats`: those that the chosen objective's YAML lists; None when it is not known."""
+    yield from name_is_a_folder(tree)
+    yield from steps_or_epochs(tree)
+    yield from batch_divides(tree)
+    yield from local_is_one_process(tree, choices)
+    yield from precision_on_device(tree)
+    yield from seats_of_objective(tree, choices, objective_seats)
+    yield from files_exist(tree)
+
+
+def at(tree: Tree, path: str) -> Any:
+    node: Any = tree
+    for key in path.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def count(tree: Tree, path: str) -> int | None:
+    value = at(tree, path)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def name_is_a_folder(tree: Tree) -> Iterator[str]:
+    name = tree.get("name")
+    if isinstance(name, str) and (not name.strip(". ") or "/" in name or "\0" in name or len(name.encode()) > 200):
+        yield f"name: {name!r} must do as a folder's name: no slash, not empty, at most 200 bytes."
+
+
+def steps_or_epochs(tree: Tree) -> Iterator[str]:
+    if not isinstance(tree.get("train"), Mapping):
+        return
+    steps, epochs = at(tree, "train.max_steps"), at(tree, "train.epochs")
+    if steps is None and epochs is None:
+        yield "train.max_steps and train.epochs are both null. Set exactly one of them."
+    elif count(tree, "train.max_steps") and count(tree, "train.epochs"):
+        yield f"train.max_steps={steps} and train.epochs={epochs} are both set. Set exactly one and the other to null."
+
+
+def batch_divides(tree: Tree) -> Iterator[str]:
+    batch, processes = count(tree, "train.batch_size"), count(tree, "cluster.num_processes")
+    micro = count(tree, "train.micro_batch_size")
+    if batch is None or processes is None:
+        return
+    if at(tree, "train.micro_batch_size") is None:
+        if batch % processes:
+            yield f"train.batch_size={batch} is no multiple of cluster.num_processes={processes}. Change one of them."
+    elif micro is not None and batch % (micro * processes):
+        yield (
+            f"train.batch_size={batch} is not a multiple of train.micro_batch_size={micro} times "
+            f"cluster.num_processes={processes}. Change one of them."
+        )
+
+
+def local_is_one_process(tree: Tree, choices: Mapping[str, str]) -> Iterator[str]:
+    processes = count(tree, "cluster.num_processes")
+    if choices.get("cluster") == "local" and processes not in (None, 1):
+        yield f"cluster.num_processes={processes}: cluster=local is one process. Set cluster.num_processes=1."
+
+
+def precision_on_device(tree: Tree) -> Iterator[str]:
+    precision, device = at(tree, "precision.compute"), at(tree, "cluster.device")
+    if precision not in ("fp16", "tf32") or device not in ("auto", "cpu", "cuda", "mps"):
+        return
+    found = available_device() if device == "auto" else device
+    needs = "an NVIDIA GPU" if precision == "tf32" else "a GPU"
+    if found == "cpu" or (found == "mps" and precision == "tf32"):
+        why = f"cluster.device={device}" + (
+            f" finds {'none' if found == 'cpu' else 'another'}" if device == "auto" else ""
+        )
+        yield f"precision={precision} needs {needs}, and {why}. Set precision=bf16 or precision=fp32."
+
+
+def available_device() -> str:
+    """cuda, mps or cpu. Torch is imported only where it could have a GPU."""
+    if metadata.version("torch").endswith("+cpu"):
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def seats_of_objective(tree: Tree, choices: Mapping[str, str], listed: Sequence[str] | None) -> Iterator[str]:
+    if listed is None:
+        return
+    if "llm" in listed and tree.get("llm") is None:
+        yield f"llm is missing: model={choices.get('model')} needs a language model. Choose one by llm=OPTION."
+    for seat in OBJECTIVE_SEATS:
+        node = tree.get(seat)
+        if seat not in listed and isinstance(node, Mapping) and any(one is not None for one in node.values()):
+            yield no_such_seat(seat, choices.get("model"), listed)
+
+
+def no_such_seat(seat: str, objective: str | None, listed: Sequence[str]) -> str:
+    return f"{seat}: model={objective} has no such seat; it has {', '.join(listed)}. Take it away or change the model."
+
+
+def files_exist(tree: Tree) -> Iterator[str]:
+    for path in ("data.path", "data.val_path", "lora.init"):
+        value = at(tree, path)
+        if isinstance(value, str) and "://" not in value and not Path(value).exists():
+            yield f"{path}: there is no {value}{beside(value)}. Give a file or folder that exists."
+    weights = at(tree, "llm.path")
+    if isinstance(weights, str) and looks_like_path(weights) and not Path(weights).exists():
+        yield f"llm.path: there is no {weights}{beside(weights)}. Give a folder, or a hub's owner/name."
+    resume = tree.get("resume")
+    if isinstance(resume, str) and resume != "auto" and not Path(resume).exists():
+        yield f"resume: there is no {resume}{beside(resume)}. Give auto, a run's folder or a checkpoint."
+
+
+def looks_like_path(text: str) -> bool:
+    """Rather than a hub's `owner/name`."""
+    return text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text
+
+
+def beside(path: str) -> str:
+    """`; did you mean PATH?` when something with a near name lies in the same folder, else how far the path exists."""
+    place = Path(path)
+    if place.parent.is_dir():
+        near = difflib.get_close_matches(place.name, [one.name for one in place.parent.iterdir()], 1)
+        return f" (there is {place.parent / near[0]})" if near else ""
+    return f" (nor a folder {place.parent})"

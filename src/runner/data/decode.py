@@ -1,0 +1,57 @@
+"""One item of a row, as it stands there, to what an encoder's preprocess takes.
+
+Shapes: C channels, T numbers of a channel.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from runner.protocols import Mistake
+
+MAX_PIXELS = 50_000_000
+"""A picture larger than this is refused by its header, before it is decompressed."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+
+def decode(modality: str, value: Any) -> Any:
+    """A picture as PIL image of mode L or RGB; channels of numbers as float32 [C, T]; anything else as it is."""
+    if modality == "image":
+        return normalise(value, "a picture") if isinstance(value, Image.Image) else read_picture(Path(value))
+    if isinstance(value, list):
+        return np.asarray(value, dtype=np.float32)
+    return value
+
+
+def read_picture(file: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as picture:
+                return normalise(picture, str(file))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise Mistake(f"{file} has more than {MAX_PIXELS:,} pixels; make it smaller.") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for a broken file
+        known = ", ".join(FORMATS)
+        raise Mistake(f"{file} is not a whole picture of a known format ({known}): {error}.") from error
+
+
+def normalise(picture: Image.Image, name: str) -> Image.Image:
+    """Upright, loaded, and of mode L or RGB; an alpha channel is dropped, 16-bit grey is scaled to 8 bits."""
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise Mistake(f"{name} is {width} x {height}, more than {MAX_PIXELS:,} pixels; make it smaller.")
+    if picture.mode == "F":
+        raise Mistake(f"{name} holds floating-point pixels, whose range is unknown; save it with 8 or 16 bits.")
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        grey = np.asarray(picture, dtype=np.int64)
+        if grey.size and (grey.min() < 0 or grey.max() > 65535):
+            raise Mistake(f"{name} has pixels outside 0..65535; save it with 8 or 16 bits.")
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    return picture.convert("L" if picture.mode in ("1", "L", "LA", "La") else "RGB")

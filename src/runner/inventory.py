@@ -1,0 +1,61 @@
+"""What a run is made of: parameters by component, and hashes of its rows and of its weights' files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+
+from runner.models.llm import LanguageModel
+from runner.protocols import Example, Objective
+
+
+@dataclass(frozen=True)
+class Component:
+    name: str
+    kind: str
+    trainable: int
+    frozen: int
+
+
+def components_of(objective: Objective) -> list[Component]:
+    """Parameters by component: each encoder, projector, the fusion, the language model and its LoRA."""
+    groups: dict[str, tuple[str, list[nn.Parameter]]] = {}
+    for name, child in cast(nn.Module, objective).named_children():
+        parts = (
+            {f"{name}.{key}": part for key, part in child.items()}
+            if isinstance(child, nn.ModuleDict)
+            else {name: child}
+        )
+        for key, part in parts.items():
+            kind = part.family if isinstance(part, LanguageModel) else type(part).__name__
+            for parameter_name, parameter in part.named_parameters():
+                is_lora = "lora_" in parameter_name
+                groups.setdefault("lora" if is_lora else key, ("LoRA" if is_lora else kind, []))[1].append(parameter)
+    return [
+        Component(
+            name,
+            kind,
+            trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            frozen=sum(parameter.numel() for parameter in parameters if not parameter.requires_grad),
+        )
+        for name, (kind, parameters) in groups.items()
+    ]
+
+
+def files_of(objective: Objective) -> dict[str, dict[str, str]]:
+    """sha256 of the weight files of every part that has files of its own."""
+    modules = cast(nn.Module, objective).named_modules()
+    return {name: dict(module.files) for name, module in modules if getattr(module, "files", None)}
+
+
+def data_fingerprint(examples: Sequence[Example]) -> str:
+    """A hash of what training sees of its rows, in order: ids, tokens, labels and places."""
+    digest = hashlib.sha256()
+    for one in examples:
+        digest.update(f"{one.id}\0{one.places}\0{len(one.input_ids)}\0".encode())
+        digest.update(one.input_ids.tobytes() + one.labels.tobytes())
+    return digest.hexdigest()

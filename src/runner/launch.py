@@ -1,0 +1,222 @@
+"""Run a verb's command line: composed and checked first, so that every mistake is told at once, then by Hydra."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from runner.cli import DONE, FAULT, MISTAKE, VERBS, WITH_RUN_FOLDER
+from runner.config import CONF, Composed, Composer, Report, refuse_sweeps
+from runner.protocols import Fault, Mistake, Stopped
+from runner.quoting import in_quotes, quote, without_interpolation
+from runner.run_folder import choose_folder, free_folder, read_status, record_failure
+from runner.sweep import check_sweep
+
+QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
+"""A run's folder and log are ours, not Hydra's."""
+
+
+def run_verb(verb: str, words: Sequence[str]) -> int:
+    """The exit code. Raises `Mistake` before anything is built, and SystemExit after one of Hydra's own pages."""
+    flags = read_flags(verb, words)
+    named = f"hydra.job.name={verb}"
+    hydra_words = [word for word in words if word not in flags.overrides]
+    if flags.hydra_help or flags.info in ("plugins", "searchpath"):
+        return enter_hydra(verb, [*hydra_words, named, *flags.overrides], job=None)
+    composer, report = Composer(verb, flags.config_dir, flags.config_name), Report()
+    sweeping = flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides
+    given = composer.read([quote(word, sweeping) for word in flags.overrides], report)
+    config = composer.load([one for one in given if not one.is_sweep], report)
+    given = [one for one in given if one.text]
+    if flags.help or flags.cfg or flags.info:
+        refuse_sweeps(given, report)
+        composer.check(config, report)
+        if not flags.resolve:
+            report.values.clear()  # a config may be looked at before it is whole
+        report.raise_if_any()
+        return enter_hydra(verb, [*hydra_words, named, *(one.text for one in given)], job=None)
+    if sweeping or str(config.hydra.mode).endswith("MULTIRUN"):
+        params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+        composed = check_sweep(composer, given, params, report)
+        swept = [one.key for one in given if one.is_sweep] + list(config.hydra.sweeper.get("params") or ())
+    else:
+        refuse_sweeps(given, report)
+        composed, swept = composer.check(config, report), []
+        report.raise_if_any()
+    return run_jobs(verb, flags, [*hydra_words, named, *QUIET, *(one.text for one in given)], composed, config, swept)
+
+
+def run_jobs(
+    verb: str, flags: argparse.Namespace, words: list[str], composed: Composed, config: DictConfig, swept: list[str]
+) -> int:
+    codes: list[int] = []
+
+    def job(task: DictConfig) -> None:
+        codes.append(run_job(verb, flags.config_dir, flags.config_name, task, swept))
+
+    with tempfile.TemporaryDirectory() as nowhere:
+        folder, key = Path(nowhere), "hydra.sweep.dir" if swept else "hydra.run.dir"
+        if verb in WITH_RUN_FOLDER:
+            folder = (
+                sweep_folder(composed, config)
+                if swept
+                else choose_folder(composed.tree, given_path(config, "hydra.run.dir"))
+            )
+        place = f"{key}={in_quotes(without_interpolation(str(folder)))}"
+        enter_hydra(verb, [*words, place], job)
+        # A launcher may run its jobs in other processes; then their status.json tells.
+        return worst(
+            codes or [read_status(file.parent).get("exit_code") or DONE for file in folder.rglob("status.json")]
+        )
+
+
+def read_flags(verb: str, words: Sequence[str]) -> argparse.Namespace:
+    """Hydra's flags, and the overrides wherever they stand. Raises `Mistake` for a flag that cannot be taken."""
+    parser = get_args_parser()
+    known = list(parser._option_string_actions)
+
+    def refuse(message: str) -> NoReturn:
+        unknown = [word for word in words if word.startswith("-") and word not in known]
+        near = difflib.get_close_matches(unknown[0], known, 1) if unknown else []
+        raise Mistake(f"runner {verb}: {message}" + (f"; did you mean {near[0]}?" if near else "."))
+
+    parser.error = refuse  # type: ignore[method-assign]
+    flags = parser.parse_intermixed_args(list(words))
+    if sum(word.partition("=")[0] in ("--config-dir", "-cd") for word in words) > 1:
+        raise Mistake("--config-dir is given twice, but there can be one such folder. Put the files into one.")
+    if flags.config_path is not None:
+        raise Mistake("--config-path would replace every option of runner. Add a folder of your own by --config-dir.")
+    if flags.config_dir is not None:
+        flags.config_dir = Path(flags.config_dir)
+    if sum(map(bool, (flags.run, flags.multirun, flags.cfg, flags.info, flags.help))) > 1:
+        raise Mistake("Only one of --run, --multirun, --cfg, --info and --help can be given.")
+    if flags.resolve and not (flags.cfg or flags.help):
+        raise Mistake("--resolve goes with --cfg or --help.")
+    return flags
+
+
+def enter_hydra(
+    verb: str, words: Sequence[str], job: Callable[[DictConfig], None] | None, program: str | None = None
+) -> int:
+    """Run Hydra on these words. `job` is None for what Hydra prints, `program` the name that it goes by."""
+
+    def task(config: DictConfig) -> None:
+        if job is not None:
+            job(config)
+
+    before = sys.argv
+    sys.argv = [program or f"runner {verb}", *words]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(task)()
+    finally:
+        sys.argv = before
+    return DONE
+
+
+def given_path(config: DictConfig, key: str) -> str | None:
+    """hydra.run.dir or hydra.sweep.dir where the user gave one, by the command line or a YAML file."""
+    raw = OmegaConf.to_container(config.hydra, resolve=False)
+    assert isinstance(raw, dict)
+    if raw[key.split(".")[1]]["dir"].endswith("/${now:%Y-%m-%d}/${now:%H-%M-%S}"):  # Hydra's own
+        return None
+    holder = HydraConfig.instance()
+    before = holder.cfg
+    holder.set_config(config)  # for ${hydra:...} in the path
+    try:
+        return str(OmegaConf.select(config, key))
+    finally:
+        holder.cfg = before
+
+
+def sweep_folder(composed: Composed, config: DictConfig) -> Path:
+    path = given_path(config, "hydra.sweep.dir")
+    return Path(path) if path else free_folder(Path("multirun", composed.tree["name"]))
+
+
+def run_job(verb: str, config_dir: Path | None, config_name: str | None, task: DictConfig, swept: Sequence[str]) -> int:
+    """One job inside Hydra: its exit code. Raises only SystemExit, after a stop by a signal, which ends a sweep."""
+    own = HydraConfig.get()
+    folder = Path(own.runtime.output_dir)
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    if swept:
+        said = [one for one in own.overrides.task if one.lstrip("+").partition("=")[0] in swept]
+        print(f"job {own.job.num}: {' '.join(said)}", file=sys.stderr)
+
+    def work() -> None:
+        report = Report()
+        config = OmegaConf.merge({"hydra": own}, task)
+        assert isinstance(config, DictConfig)
+        composed = Composer(verb, config_dir, config_name).check(config, report)
+        report.raise_if_any()
+        call(verb, composed, folder)
+
+    return attempt(work, folder if verb in WITH_RUN_FOLDER else None)
+
+
+def attempt(work: Callable[[], None], folder: Path | None) -> int:
+    """Its exit code; what went wrong is told on stderr and recorded in the run's folder, if there is one."""
+    try:
+        work()
+        return DONE
+    except Stopped as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(128 + error.signal) from error
+    except Mistake as error:
+        code, text = MISTAKE, str(error)
+    except Exception as error:
+        code, text = FAULT, str(error) if isinstance(error, Fault) else f"{type(error).__name__}: {error}"
+        if folder is None:
+            traceback.print_exc()
+        else:
+            with (folder / "train.log").open("a", encoding="utf-8") as log:
+                log.write(traceback.format_exc())
+            text = f"{text}\nThe traceback is in {folder / 'train.log'}."
+    print(text, file=sys.stderr)
+    if folder is not None:
+        record_failure(folder, code, text)
+    return code
+
+
+def call(verb: str, composed: Composed, folder: Path) -> dict[str, Any]:
+    module, _, name = VERBS[verb].partition(":")
+    function = getattr(import_module(module), name)
+    return dict(function(composed, folder) if verb in WITH_RUN_FOLDER else function(composed))
+
+
+def worst(codes: Sequence[int]) -> int:
+    """Of the jobs of a sweep: a fault is worse than a mistake. (A stop by a signal ends a sweep with its own code.)"""
+    return max(codes, key=(DONE, MISTAKE, FAULT).index, default=DONE)
+
+
+def run_in_python(verb: str, words: Sequence[str]) -> dict[str, Any]:
+    """The same words from Python: the verb's summary. Raises what went wrong; the run's folder has a record of it."""
+    flags = read_flags(verb, words)
+    if flags.multirun or flags.cfg or flags.info or flags.help or flags.hydra_help:
+        raise Mistake("From Python, overrides, --config-dir and --config-name can be given; sweep by a loop.")
+    composer, report = Composer(verb, flags.config_dir, flags.config_name), Report()
+    given = composer.read([quote(word, sweeping=False) for word in flags.overrides], report)
+    refuse_sweeps(given, report)
+    config = composer.load(given, report)
+    composed = composer.check(config, report)
+    report.raise_if_any()
+    folder = choose_folder(composed.tree, given_path(config, "hydra.run.dir"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return call(verb, composed, folder)
+    except Stopped:
+        raise
+    except Exception as error:
+        record_failure(folder, MISTAKE if isinstance(error, Mistake) else FAULT, str(error))
+        raise

@@ -1,0 +1,108 @@
+"""LoRA on the language model, by PEFT. Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models"."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+from annotated_types import Ge, Gt, Lt
+from torch import nn
+
+from runner.protocols import Mistake
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+class Lora:
+    def __init__(
+        self,
+        r: Annotated[int, Ge(1)],
+        alpha: Annotated[float, Gt(0)],
+        dropout: Annotated[float, Ge(0), Lt(1)],
+        target_modules: str | list[str],
+        init: str | None,
+    ) -> None:
+        self.r = r
+        self.alpha = alpha
+        self.dropout = dropout
+        self.target_modules = target_modules
+        self.init = init
+
+    def apply(self, model: PreTrainedModel) -> PeftModel:
+        """Wrap the model; its own weights are frozen by it. Adapter weights are float32 whatever the model's type."""
+        from peft import LoraConfig, get_peft_model
+
+        targets = self._targets(model)
+        check_targets(model, targets)
+        if self.init is not None:
+            return self._from_adapter(model, self.init)
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.r,
+            lora_alpha=cast(int, self.alpha),
+            lora_dropout=self.dropout,
+            target_modules=targets,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for something under its old name
+            return get_peft_model(model, config)
+
+    def _targets(self, model: PreTrainedModel) -> list[str]:
+        """Module names; `all-linear` is every linear layer but the head."""
+        if self.target_modules != "all-linear":
+            return [self.target_modules] if isinstance(self.target_modules, str) else list(self.target_modules)
+        head = model.get_output_embeddings()
+        linear = [name for name, module in model.named_modules() if is_linear(module) and module is not head]
+        return sorted({name.rsplit(".", 1)[-1] for name in linear})
+
+    def _from_adapter(self, model: PreTrainedModel, folder: str) -> PeftModel:
+        from peft import PeftConfig, PeftModel
+
+        file = Path(folder) / "adapter_config.json"
+        try:
+            saved = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise Mistake(
+                f"lora.init={folder}: {file} cannot be read ({error}). Give a folder that PEFT saved."
+            ) from error
+        for name, value in (("r", self.r), ("lora_alpha", self.alpha)):
+            if saved.get(name) != value:
+                raise Mistake(
+                    f"lora.init={folder}: the adapter has {name}={saved.get(name)}, the config {value}. "
+                    f"Set lora.{name.removeprefix('lora_')}={saved.get(name)}."
+                )
+        ours, theirs = set(self._targets(model)), saved.get("target_modules")
+        if not isinstance(theirs, list) or set(theirs) != ours:
+            raise Mistake(
+                f"lora.init={folder}: the adapter sits on {theirs}, the config asks for {sorted(ours)}. "
+                "Set lora.target_modules to the adapter's."
+            )
+        config = PeftConfig.from_pretrained(folder)
+        config.lora_dropout = self.dropout  # the run's, not the one that the adapter was trained with
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return PeftModel.from_pretrained(model, folder, config=config, is_trainable=True)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Also GPT-2's linear layer, which transformers wrote for itself."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def check_targets(model: nn.Module, targets: list[str]) -> None:
+    """Raises `Mistake` for a name that no linear layer of the model ends with: PEFT passes over it in silence."""
+    names = [name for name, module in model.named_modules() if name]
+    ends = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if is_linear(module)})
+    lines = []
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            near = difflib.get_close_matches(target, ends, 1)
+            hint = f"did you mean {near[0]}?" if near else f"its linear layers are {', '.join(ends)}."
+            lines.append(f"lora.target_modules: {target} matches no module of {type(model).__name__}; {hint}")
+    if lines:
+        raise Mistake("\n".join(lines))

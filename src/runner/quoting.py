@@ -1,0 +1,42 @@
+"""Free text and paths on the command line, quoted for Hydra so that they arrive as typed: `name="a b, c=d: (x)"`.
+
+As they are stay `null`, a value already wholly in quotes (`'prompt="..."'`; there `${...}` is an interpolation), and in a
+sweep `choice(...)`: `-m 'name=choice("a, b", c)'`. A comma in free text is never a sweep.
+"""
+
+from __future__ import annotations
+
+import re
+
+FREE_TEXT = (
+    *("prompt", "run", "to", "image", "audio", "series", "name", "input", "output", "resume"),
+    *("data.path", "data.val_path", "llm.path", "lora.init"),
+)
+HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+"""Quoted too, but `${now:%H}` and the like stay interpolations there."""
+
+ASSIGNMENT = re.compile(r"(\+{0,2})([^=]*)=(.*)", re.DOTALL)
+QUOTED = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*""", re.DOTALL)
+
+
+def quote(override: str, sweeping: bool) -> str:
+    """An override as Hydra has to read it."""
+    match = ASSIGNMENT.fullmatch(override)
+    if match is None:
+        return override
+    sign, key, value = match.groups()
+    if key not in (*FREE_TEXT, *HYDRA_PATHS) or value == "null" or QUOTED.fullmatch(value):
+        return override
+    if sweeping and value.startswith("choice(") and value.endswith(")"):
+        return override
+    return f"{sign}{key}={in_quotes(value if key in HYDRA_PATHS else without_interpolation(value))}"
+
+
+def in_quotes(text: str) -> str:
+    """In Hydra's grammar: a backslash counts only before a quote, where it is doubled."""
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), text) + '"'
+
+
+def without_interpolation(text: str) -> str:
+    """`${` as itself in OmegaConf's grammar: `\\${`, the backslashes before it doubled."""
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)

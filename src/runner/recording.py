@@ -1,0 +1,119 @@
+"""The numbers of a run between two lines of its log: summed on the device and read one line late, so nothing waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+def read_later(values: Tensor) -> Callable[[], list[float]]:
+    """Start copying a vector to the CPU; the call that comes back gives its numbers, usually without waiting."""
+    if values.device.type != "cuda":
+        copy = values.detach().clone()
+        return copy.tolist
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    pinned.copy_(values.detach(), non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return pinned.tolist()
+
+    return read
+
+
+class Recorder:
+    """Collects what optimizer steps give and makes a line of it. A logged loss is the mean over all its targets."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._pending: tuple[dict[str, Any], list[str], dict[str, float], Callable[[], list[float]]] | None = None
+        self.samples = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, float] = {}
+        self._samples = 0
+        self._tokens = 0
+        self._worked = 0.0
+        self._began = time.perf_counter()
+
+    def stop_clock(self) -> None:
+        """What comes until `restart_clock`, an evaluation for instance, does not count into the throughput."""
+        self._worked += time.perf_counter() - self._began
+        self._began = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        self._began = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """The open window, so that the line it goes into is the same after a resume. Reads the device."""
+        sums = {name: float(value) for name, value in self._sums.items()}
+        return {"sums": sums, "counts": self._counts, "samples": self._samples, "tokens": self._tokens}
+
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self._sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
+        self._counts = dict(state["counts"])
+        self._samples, self._tokens = state["samples"], state["tokens"]
+
+    def add(self, terms: Mapping[str, Tensor], counts: Mapping[str, float], samples: int, tokens: int) -> None:
+        """One optimizer step: this process's sums, and counts, samples and tokens over all processes."""
+        for name, value in terms.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        for name, count in counts.items():
+            self._counts[name] = self._counts.get(name, 0.0) + count
+        self._samples += samples
+        self._tokens += tokens
+
+    def line(
+        self, step: int, lr: float, grad_norm: Tensor, skipped: Tensor, ids: list[str] | None
+    ) -> dict[str, Any] | None:
+        """Close the window at `step` (steps done); gives the line of the window before, if there was one."""
+        seconds = max(self._worked + time.perf_counter() - self._began, 1e-9)
+        self.samples += self._samples
+        self.tokens += self._tokens
+        self.seconds += seconds
+        names = list(self._sums)
+        sums = torch.stack([self._sums[name].float() for name in names])
+        if self._accelerator.num_processes > 1:
+            sums = self._accelerator.reduce(sums, "sum")
+        numbers = read_later(torch.cat([sums, grad_norm.float().reshape(1), skipped.float()]))
+        known: dict[str, Any] = {
+            "step": step,
+            "split": "train",
+            "lr": lr,
+            "samples_per_s": self._samples / seconds,
+            "tokens_per_s": self._tokens / seconds,
+        }
+        if ids is not None:
+            known["ids"] = ids
+        before = self.flush()
+        self._pending = (known, names, dict(self._counts), numbers)
+        self._clear()
+        return before
+
+    def flush(self) -> dict[str, Any] | None:
+        """The line that was held back."""
+        if self._pending is None:
+            return None
+        known, names, counts, numbers = self._pending
+        self._pending = None
+        *sums, grad_norm, in_a_row, skipped = numbers()
+        means = {name: total / max(counts[name], 1.0) for name, total in zip(names, sums, strict=True)}
+        loss = means.pop("loss", None)
+        line = {"step": known["step"], "split": "train", "loss": loss if loss is not None else sum(means.values())}
+        return (
+            line
+            | means
+            | known
+            | {"grad_norm": grad_norm, "skipped_steps": int(skipped), "skipped_in_a_row": int(in_a_row)}
+        )

@@ -1,0 +1,221 @@
+"""A run's folder: which one, its lock, and the files in it that people and programs read while it runs and after."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from runner.protocols import Mistake
+
+State = Literal["running", "finished", "failed", "stopped"]
+PACKAGES = (
+    "multimodal-runner",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "hydra-core",
+    "omegaconf",
+    "comet-ml",
+    "safetensors",
+)
+
+
+def choose_folder(tree: Mapping[str, Any], run_dir: str | None) -> Path:
+    """The folder that a single run will have; nothing is made. `run_dir` is hydra.run.dir where the user gave one.
+
+    Raises `Mistake` when the folder holds a run and resume does not say to go on.
+    """
+    name, resume = str(tree["name"]), tree["resume"]
+    if resume not in (None, "auto"):
+        given = Path(resume)
+        if not given.is_dir():
+            raise Mistake(
+                f"resume={resume}: there is no such folder. Give a run's folder, one of its checkpoints, or auto."
+            )
+        if (given / "config.yaml").is_file():
+            if run_dir is not None and Path(run_dir).resolve() != given.resolve():
+                raise Mistake(
+                    f"resume={resume} goes on in that folder, but hydra.run.dir={run_dir} names another. Leave "
+                    "hydra.run.dir away, or give a checkpoint of the run to start a new one there."
+                )
+            return given
+        if not (given / "MANIFEST.json").is_file():
+            raise Mistake(
+                f"resume={resume} is neither a run's folder (no config.yaml) nor a checkpoint (no MANIFEST.json)."
+            )
+    if run_dir is not None:
+        folder = Path(run_dir)
+        if resume != "auto" and (folder / "config.yaml").is_file():
+            raise Mistake(
+                f"{folder} holds a run already. Set resume=auto to go on with it, or give another hydra.run.dir."
+            )
+        return folder
+    if resume == "auto":
+        for folder in sorted(Path("outputs", name).glob("*/"), reverse=True):
+            if read_status(folder).get("state") not in (None, "finished") and not is_locked(folder):
+                return folder
+    return free_folder(Path("outputs", name))
+
+
+def free_folder(parent: Path) -> Path:
+    """`parent/<date>_<time>`, with `_2` and so on when it is taken."""
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder, k = parent / stamp, 2
+    while folder.exists():
+        folder, k = parent / f"{stamp}_{k}", k + 1
+    return folder
+
+
+def is_locked(folder: Path) -> bool:
+    try:
+        with (folder / ".lock").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / "status.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Whole or not at all, also when the process is killed."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.rename(file)
+
+
+def record_failure(folder: Path, exit_code: int, error: str) -> None:
+    """status.json of a run that ended badly, also one that never began; what an earlier life achieved stays as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    status = read_status(folder)
+    if is_locked(folder) or status.get("state") in ("finished", "stopped"):
+        return
+    step = status.get("step", 0)
+    write_json(folder / "status.json", {"state": "failed", "step": step, "exit_code": exit_code, "error": error})
+
+
+class RunFolder:
+    """The folder of a run that this process holds the lock of. Use `open_run`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics: IO[str] | None = None
+
+    def begin(self, saved_config: str, parent: Path | None, step: int) -> None:
+        """Write what the run is, and take back what an earlier life wrote after `step`."""
+        self._cut_metrics(step)
+        (self.path / "config.yaml").write_text(saved_config, encoding="utf-8")
+        write_json(self.path / "environment.json", environment() | {"parent": str(parent) if parent else None})
+        self.write_status("running", step)
+
+    def write_status(self, state: State, step: int, exit_code: int | None = None, error: str | None = None) -> None:
+        write_json(self.path / "status.json", {"state": state, "step": step, "exit_code": exit_code, "error": error})
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)
+
+    def log_metrics(self, line: Mapping[str, Any]) -> None:
+        if self._metrics is None:
+            self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._metrics.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _cut_metrics(self, step: int) -> None:
+        """Take back what was written after `step`, and half a line that a kill left."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return
+        kept = []
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:
+                continue
+        beside = file.with_name(".metrics.jsonl")
+        beside.write_text("".join(kept), encoding="utf-8")
+        beside.rename(file)
+
+    def close(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+
+@contextmanager
+def open_run(path: Path) -> Iterator[RunFolder]:
+    """Make the folder and hold its lock. Raises `Mistake` when another process has it."""
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise Mistake(
+                f"{path} is in use by {lock.read().strip() or 'another process'}. Give another folder."
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        run = RunFolder(path)
+        try:
+            yield run
+        finally:
+            run.close()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware."""
+    import torch
+
+    devices = (
+        [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "packages": {name: version_of(name) for name in PACKAGES},
+        "git_commit": git_commit(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": devices,
+    }
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of the working folder, with `+changes` when it is not clean."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        if commit.returncode:
+            return None
+        changes = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

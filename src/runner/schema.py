@@ -1,0 +1,214 @@
+"""A composed config held against its schema: plain nodes against settings.py, parts against their constructors.
+
+Everything that is wrong is collected; nothing is built and nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from runner import settings
+from runner.annotations import check_value
+from runner.protocols import Mistake
+from runner.signatures import RUNTIME_ARGUMENTS
+from runner.targets import ROOMS, find_target
+
+UNKNOWN = object()
+"""Stands for a value that is missing or does not resolve: told already, so nothing more is said of it."""
+
+SeatName = str
+MIXED = {"data": settings.Data, "checkpoint": settings.Checkpoint}
+"""Nodes that hold shared settings beside the arguments of the part that sits there."""
+NEEDED = ("model", "data", "checkpoint", "optimizer", "schedule")
+"""Seats that must be taken in a config that trains."""
+BY_NAME = ("encoder", "tracker")
+"""Seats that hold several parts, each in a node of its own: `encoder.image`."""
+Settings = TypeVar("Settings")
+
+
+def snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+PLAIN = {
+    snake_case(name): kind
+    for name, kind in vars(settings).items()
+    if getattr(kind, "__module__", None) == settings.__name__ and kind not in (settings.Run, *MIXED.values())
+}
+"""Top node: its dataclass. `early_stopping` is `settings.EarlyStopping`."""
+
+
+def section(node: Mapping[str, Any], kind: type[Settings]) -> Settings:
+    """The dataclass out of exactly its own fields of a checked node."""
+    return kind(**{name: node[name] for name in fields_of(kind)})
+
+
+def own_arguments(node: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """What of a mixed node is not the shared settings': `_target_` and the part's own arguments."""
+    return {name: value for name, value in node.items() if name not in fields_of(kind)}
+
+
+def fields_of(kind: type) -> dict[str, Any]:
+    """Field: annotation."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+class Check:
+    """One pass over a config. `unknown` holds the keys that are nowhere known, `lines` what else is wrong."""
+
+    def __init__(self, plugin_folders: Sequence[Path], foreign_verbs: Sequence[str] = ()) -> None:
+        self.plugin_folders = plugin_folders
+        self.plain = {name: kind for name, kind in PLAIN.items() if name not in foreign_verbs}
+        self.unknown: list[str] = []
+        self.lines: list[str] = []
+        self._known: dict[str, None] = {}
+
+    def tree(self, tree: Mapping[str, Any]) -> None:
+        run = fields_of(settings.Run)
+        for name in (*self.plain, *ROOMS):
+            self._known[name] = None
+        self._settings("", {name: tree[name] for name in run if name in tree}, settings.Run)
+        for name in (*self.plain, *NEEDED) if "train" in tree else ():
+            if tree.get(name) is None:
+                self.lines.append(f"{name} is missing. Choose an option by {name}=OPTION.")
+        for name, node in tree.items():
+            if name in run or node is UNKNOWN or (node is None and name in self.plain):
+                continue
+            if name in self.plain:
+                self._plain_node(name, node)
+            elif name not in ROOMS:
+                self.unknown += leaf_paths(name, node)
+            elif node is None:
+                continue
+            elif not isinstance(node, Mapping):
+                self.lines.append(f"{name}: {node!r} is no part. Choose an option by {name}=OPTION.")
+            elif name in BY_NAME:
+                for key, inner in node.items():
+                    self._seat(f"{name}.{key}", inner, name, f"{name}/{key}" if name == "encoder" else name)
+            else:
+                self._seat(name, node, name, name)
+
+    def suggestion(self, path: str) -> str:
+        """`; did you mean PATH?` for an unknown key: its name elsewhere, else the nearest beside it, else anywhere."""
+        parent, _, last = path.rpartition(".")
+        by_name = {known.rpartition(".")[2]: known for known in reversed(self._known)}
+        same = [known for known in self._known if known.rpartition(".")[2] == last]
+        beside = {
+            name: f"{parent}.{name}".lstrip(".") for name in by_name if f"{parent}.{name}".lstrip(".") in self._known
+        }
+        found = nearest(path, same) or (same[0] if same else None) or nearest(last, beside) or nearest(last, by_name)
+        return f"; did you mean {found}?" if found else "."
+
+    def _plain_node(self, name: str, node: Any) -> None:
+        if not isinstance(node, Mapping):
+            self.lines.append(
+                f"{name}: {node!r} is no group of settings; it holds {', '.join(fields_of(self.plain[name]))}."
+            )
+            return
+        self._settings(f"{name}.", node, self.plain[name])
+        self.unknown += [f"{name}.{key}" for key in node if key not in fields_of(self.plain[name])]
+
+    def _settings(self, prefix: str, node: Mapping[str, Any], kind: type) -> None:
+        for field, annotation in fields_of(kind).items():
+            self._known[f"{prefix}{field}"] = None
+            if field in node:
+                self._value(f"{prefix}{field}", node[field], annotation)
+            else:
+                self.lines.append(f"{prefix}{field} is missing. Give it a value.")
+
+    def _seat(self, path: str, node: Any, seat: SeatName, group: str) -> None:
+        if node is None or node is UNKNOWN:
+            return
+        if not isinstance(node, Mapping):
+            self.lines.append(f"{path}: {node!r} is no part. Choose an option by {group}=OPTION.")
+            return
+        own = dict(node)
+        if seat in MIXED:
+            self._settings(f"{path}.", node, MIXED[seat])
+            own = own_arguments(node, MIXED[seat])
+        if "_target_" not in own:
+            keys = ", ".join(f"{path}.{key}" for key in own)
+            said = f"{keys} cannot be set: " if keys else ""
+            self.lines.append(f"{said}nothing sits at {path}. Choose an option first, by {group}=OPTION.")
+            return
+        self._part(path, own, seat, inner=False)
+
+    def _part(self, path: str, node: Mapping[str, Any], seat: SeatName, inner: bool) -> None:
+        """A node with `_target_` against the constructor's signature."""
+        if node["_target_"] is UNKNOWN:
+            return
+        try:
+            signature = find_target(path, node["_target_"], seat, self.plugin_folders, inner).signature()
+        except Mistake as error:
+            self.lines.append(str(error))
+            return
+        for name, argument in signature.arguments.items():
+            if name in RUNTIME_ARGUMENTS:
+                continue
+            self._known[f"{path}.{name}"] = None
+            if argument.required and name not in node:
+                self.lines.append(f"{path}.{name} is missing: {node['_target_']} needs it. Give it a value.")
+        for name, value in node.items():
+            if name == "_target_":
+                continue
+            if name in RUNTIME_ARGUMENTS:
+                self.lines.append(f"{path}.{name} is filled in when the run is built. Take it out of the config.")
+            elif name in signature.arguments:
+                self._argument(f"{path}.{name}", value, signature.arguments[name].annotation, seat)
+            elif signature.takes_any_name:
+                self._argument(f"{path}.{name}", value, Any, seat)
+            else:
+                self.unknown.append(f"{path}.{name}")
+
+    def _argument(self, path: str, value: Any, annotation: Any, seat: SeatName) -> None:
+        nested = list(nested_parts(path, value))
+        for inner_path, inner in nested:
+            self._part(inner_path, inner, seat, inner=True)
+        if not nested:
+            self._value(path, value, annotation)
+
+    def _value(self, path: str, value: Any, annotation: Any) -> None:
+        if not holds_unknown(value):
+            line = check_value(path, value, annotation)
+            if line:
+                self.lines.append(line)
+
+
+def nearest(name: str, known: Mapping[str, str] | Sequence[str]) -> str | None:
+    """The nearest of the known names; of a mapping, what stands under it."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    if not near:
+        return None
+    return known[near[0]] if isinstance(known, Mapping) else near[0]
+
+
+def leaf_paths(path: str, value: Any) -> list[str]:
+    if isinstance(value, Mapping) and value:
+        return [leaf for key, one in value.items() for leaf in leaf_paths(f"{path}.{key}", one)]
+    return [path]
+
+
+def nested_parts(path: str, value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every node with `_target_` at or below a value, the outermost ones."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield path, value
+        else:
+            for key, one in value.items():
+                yield from nested_parts(f"{path}.{key}", one)
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            yield from nested_parts(f"{path}.{index}", one)
+
+
+def holds_unknown(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(holds_unknown(one) for one in value.values())
+    return value is UNKNOWN or (isinstance(value, list) and any(holds_unknown(one) for one in value))

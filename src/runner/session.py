@@ -1,0 +1,156 @@
+"""What a run carries while it trains: its parts, what it knows of itself, the gate before an update, and its saving."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+from runner.checkpoint import optimizer_tensors, own_tensors, snapshot
+from runner.protocols import CheckpointContent, Fault, Prediction
+from runner.settings import Checkpoint
+
+if TYPE_CHECKING:
+    from runner.build import Parts
+    from runner.precision import ActivePrecision
+    from runner.recording import Recorder
+    from runner.run_folder import RunFolder
+    from runner.signals import StopRequest
+    from runner.terminal import Terminal
+
+
+@dataclass
+class Progress:
+    """What a run knows of itself beside its weights; it travels in each checkpoint."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    last: dict[str, float] = field(default_factory=dict)
+    """The metrics of the last evaluation, and its step."""
+    best: dict[str, float] = field(default_factory=dict)
+    scores: dict[int, float] = field(default_factory=dict)
+    """checkpoint.monitor by the step of its evaluation."""
+    without_improvement: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    wall_s: float = 0.0
+    """Seconds of the run's earlier lives."""
+    tracker_key: str | None = None
+
+    def note_evaluation(self, metrics: Mapping[str, float], checkpoint: Checkpoint, min_delta: float) -> None:
+        """`metrics` by `split/name`. A metric that is not a number counts as no improvement."""
+        self.last = {**metrics, "step": self.step}
+        score = metrics[checkpoint.monitor]
+        gain = (-1 if checkpoint.mode == "min" else 1) * (score - self.best.get(checkpoint.monitor, float("nan")))
+        if score == score:
+            self.scores[self.step] = score
+            if not self.best or gain > min_delta:
+                self.best = dict(self.last)
+                self.without_improvement = 0
+                return
+        self.without_improvement += 1
+
+    def kept_steps(self, checkpoint: Checkpoint, steps: list[int]) -> set[int]:
+        """Of the checkpoints' steps: the last ones and the best ones."""
+        sign = 1 if checkpoint.mode == "min" else -1
+        scored = sorted(
+            (step for step in steps if step in self.scores), key=lambda step: (sign * self.scores[step], step)
+        )
+        return {*sorted(steps)[-checkpoint.keep_last :], *scored[: checkpoint.keep_best]}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Progress:
+        """Out of JSON, whose keys are text."""
+        return cls(**{**state, "scores": {int(step): score for step, score in state["scores"].items()}})
+
+
+@dataclass
+class Session:
+    """What the parts of a run share while it runs."""
+
+    parts: Parts
+    run: RunFolder
+    terminal: Terminal
+    stop: StopRequest
+    accelerator: Accelerator
+    precision: ActivePrecision
+    model: nn.Module
+    """The objective as Accelerate prepared it."""
+    optimizer: AcceleratedOptimizer
+    gate: Gate
+    progress: Progress
+    recorder: Recorder
+    total_steps: int
+    began: float
+    predictions: list[Prediction] | None = None
+    """Of the last evaluation."""
+
+
+class Gate:
+    """Lets an update through when its gradient is finite; checked on the device where the optimizer can take it."""
+
+    def __init__(self, optimizer: AcceleratedOptimizer, accelerator: Accelerator, progress: Progress) -> None:
+        self._optimizer = optimizer
+        self._scaler = accelerator.scaler
+        self._on_device = all(group.get("fused") for group in optimizer.param_groups)
+        self.skipped = torch.tensor(
+            [progress.skipped_in_a_row, progress.skipped_steps], dtype=torch.float32, device=accelerator.device
+        )
+        """Steps without an update: in a row, and in all."""
+
+    def note(self, progress: Progress) -> None:
+        """Read the device."""
+        progress.skipped_in_a_row, progress.skipped_steps = map(int, self.skipped.tolist())
+
+    def step(self, grad_norm: Tensor) -> None:
+        bad = (~torch.isfinite(grad_norm)).float().to(self.skipped.device)
+        if self._scaler is not None:  # the scaler looks at every gradient by itself
+            self._optimizer.step()
+        elif self._on_device:
+            self._optimizer.optimizer.found_inf = bad
+            self._optimizer.step()
+        elif not bool(bad):
+            self._optimizer.step()
+        self.skipped = torch.stack([(self.skipped[0] + 1) * bad, self.skipped[1] + bad])
+
+
+def save(session: Session) -> Path:
+    """Write a checkpoint of where the run stands, unless there is one, and delete those that need not be kept."""
+    parts, run, progress = session.parts, session.run, session.progress
+    recorder, checkpointer = session.recorder, parts.checkpointer
+    tensors = snapshot(own_tensors(cast(nn.Module, parts.objective)))
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if bad:
+        raise Fault(
+            f"step {progress.step}: {bad[0]} is not finite ({len(bad)} such tensors), so no checkpoint was written."
+        )
+    session.gate.note(progress)
+    state = asdict(progress)
+    state["wall_s"] += time.monotonic() - session.began
+    state["tracker_key"] = parts.tracker.resume_key
+    scaler = session.accelerator.scaler
+    path = checkpointer.save(
+        run.path,
+        CheckpointContent(
+            step=progress.step,
+            trainable=tensors,
+            optimizer=optimizer_tensors(session.optimizer.optimizer),
+            state={
+                "progress": state,
+                "recorder": recorder.state(),
+                "scaler": scaler.state_dict() if scaler is not None else None,
+                "processes": session.accelerator.num_processes,
+                **parts.fingerprints,
+            },
+        ),
+    )
+    checkpointer.prune(run.path, progress.kept_steps(parts.settings.checkpoint, checkpointer.steps(run.path)))
+    run.write_status("running", progress.step)
+    return path

@@ -1,0 +1,102 @@
+"""The plain nodes of a config, as dataclasses: their fields and ranges are the schema that a config is held against.
+
+Defaults stand in conf/ alone, so no field has one here. Quick to import: nothing heavy is needed to check a config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+Count = Annotated[int, Ge(1)]
+CountOrZero = Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True)
+class Train:
+    max_steps: Count | None
+    epochs: Count | None
+    batch_size: Count
+    """Samples of one optimizer step, over all processes."""
+    micro_batch_size: Count | None
+    """Samples of one forward of one process; null: batch_size / processes."""
+    clip_norm: Annotated[float, Gt(0)] | None
+    log_every: Count
+    eval_every: Count | None
+    log_ids: bool
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+    max_skipped_steps: Count
+    """Steps in a row with a non-finite gradient after which the run stops."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    batch_size: Count | None
+    """Rows of one forward; null: the micro-batch size."""
+    predict_rows: CountOrZero | None
+    """Held-out rows that are predicted (an answer generated) for exact match and kin; null: all, 0: none."""
+    samples: CountOrZero
+    """Held-out questions shown at the end and sent to the tracker."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What every `data` option shares; the rest of the node belongs to its row source."""
+
+    max_length: Count | None
+    """Text tokens of a row, template included; null: whatever the language model takes."""
+    over_length: Literal["error", "drop", "truncate_prompt"]
+    order: Literal["shuffled", "file"]
+    workers: CountOrZero
+    """Loader processes; 0 loads in the training process."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    compute: Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    num_processes: Count
+    threads: Count | None
+    """CPU threads of a process; null: what torch picks."""
+    device: Literal["auto", "cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What every `checkpoint` option shares; the rest of the node belongs to its checkpointer."""
+
+    every: Count | None
+    """Optimizer steps between checkpoints; null: only at evaluations and at the end."""
+    keep_last: Annotated[int, Ge(2)]
+    keep_best: CountOrZero
+    monitor: str
+    mode: Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    patience: Count | None
+    """Evaluations without an improvement of checkpoint.monitor; null: off."""
+    min_delta: Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True)
+class Show:
+    part: Literal["rows", "parameters"]
+    split: str
+    rows: Count
+
+
+@dataclass(frozen=True)
+class Run:
+    """The scalars at the top of a config."""
+
+    name: Annotated[str, "a folder name"]
+    seed: Annotated[int, Ge(0), Le(2**31 - 1)]
+    resume: str | None
+    force_resume: bool

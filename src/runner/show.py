@@ -1,0 +1,70 @@
+"""What the model will see: rows as tokens with the supervised ones marked, and its parameters by component."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from runner import config
+from runner.announce import PARAMETER_COLUMNS, describe, parameter_rows
+from runner.build import build_frame, read_texts, skeleton
+from runner.config import Composed
+from runner.data.chat import ChatFormat
+from runner.inventory import Component, components_of
+from runner.protocols import IGNORED, Example, Mistake
+from runner.settings import Show
+from runner.terminal import print_table
+
+
+def show(composed: Composed) -> dict[str, Any]:
+    """Raises `Mistake` for whatever config or rows have wrong. Nothing is written."""
+    given = config.section(composed.tree["show"], Show)
+    console = Console(soft_wrap=True, highlight=False)
+    if given.part == "parameters":
+        return show_parameters(console, components_of(skeleton(composed)))
+    texts = read_texts(composed, build_frame(composed))
+    if given.split not in texts.examples:
+        raise Mistake(f"show.split={given.split}: the data has {', '.join(texts.examples)}.")
+    console.print(f"{given.split}: {describe(texts.lengths[given.split])}", markup=False)
+    shown = texts.examples[given.split][: given.rows]
+    for example in shown:
+        show_row(console, example, texts.chat)
+    return {"split": given.split, "rows": [example.id for example in shown]}
+
+
+def show_parameters(console: Console, components: Sequence[Component]) -> dict[str, Any]:
+    print_table(console, "Parameters", PARAMETER_COLUMNS, parameter_rows(components), PARAMETER_COLUMNS[2:])
+    return {one.name: {"trainable": one.trainable, "frozen": one.frozen} for one in components}
+
+
+def show_row(console: Console, example: Example, chat: ChatFormat) -> None:
+    supervised = int((example.labels != IGNORED).sum())
+    items = ", ".join(f"{name} {item + 1}" for name, item, _ in example.places) or "none"
+    console.print(
+        f"\n{example.row.where} (id {example.id}): {len(example.input_ids)} text tokens, {supervised} supervised; "
+        f"items: {items}",
+        markup=False,
+        style="bold",
+    )
+    console.print(marked(example, chat))
+
+
+def marked(example: Example, chat: ChatFormat) -> Text:
+    """The decoded tokens; what is learnt stands in ⟦ ⟧ and in green, an item in [ ] at its place."""
+    text, places = Text(), list(example.places)
+    learnt = example.labels != IGNORED
+    start = 0
+    for stop in range(1, len(learnt) + 1):
+        while places and places[0][2] <= start:
+            name, item, _ = places.pop(0)
+            text.append(f"[{name} {item + 1}]", style="magenta")
+        if stop == len(learnt) or learnt[stop] != learnt[start] or any(place == stop for _, _, place in places):
+            piece = str(chat.tokenizer.decode(example.input_ids[start:stop].tolist()))
+            text.append(f"⟦{piece}⟧" if learnt[start] else piece, style="green" if learnt[start] else "dim")
+            start = stop
+    for name, item, _ in places:
+        text.append(f"[{name} {item + 1}]", style="magenta")
+    return text

@@ -1,0 +1,285 @@
+"""A run, from top to bottom: build -> loop { fetch, forward and backward, update, record } -> close.
+
+Steps are optimizer steps. The loop knows of the model only that it gives sums and counts: each term's sum is divided by
+its count over all micro-batches and processes of the step, so the curve is the same however the batch is split.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from runner.announce import announce, closing
+from runner.build import build, read_settings
+from runner.config import Composed
+from runner.data.order import ExampleSet, MicroBatchSampler, deal, rows_of_step, steps_per_epoch
+from runner.evaluate import evaluate
+from runner.inventory import components_of
+from runner.models.initialization import reseed
+from runner.precision import start_accelerator
+from runner.protocols import Batch, Fault, RunDescription, Stopped
+from runner.recording import Recorder
+from runner.resume import continue_from, find_start, flat
+from runner.run_folder import open_run
+from runner.session import Gate, Progress, Session, save
+from runner.signals import stop_on_signal
+from runner.terminal import Terminal
+
+
+def train(composed: Composed, folder: Path) -> dict[str, Any]:
+    """Train one run in its folder and return its summary.
+
+    Raises `Mistake` for what the user can mend, `Fault` for what went wrong, `Stopped` after a signal, all saved.
+    """
+    began = time.monotonic()
+    given = read_settings(composed)
+    with ExitStack() as stack:
+        run = stack.enter_context(open_run(folder))
+        terminal = stack.enter_context(Terminal(folder / "train.log", given.train.log_level))
+        stop = stack.enter_context(stop_on_signal())
+        accelerator, precision = start_accelerator(given.precision, given.cluster)
+        parts = build(composed)
+        start = find_start(composed, folder, parts)
+        for sentence in start.sentences:
+            terminal.say(sentence)
+        model, optimizer = accelerator.prepare(parts.objective, parts.optimizer)
+        progress, recorder = Progress(), Recorder(accelerator)
+        if start.content is not None:
+            continue_from(start, parts, progress, recorder, accelerator)
+        run.begin(composed.saved, start.parent, progress.step)
+        steps = given.train.max_steps or (given.train.epochs or 0) * steps_per_epoch(
+            len(parts.examples["train"]), given.train.batch_size
+        )
+        gate = Gate(optimizer, accelerator, progress)
+        session = Session(
+            parts, run, terminal, stop, accelerator, precision, model, optimizer, gate, progress, recorder, steps, began
+        )
+        announce(session)
+        parts.tracker.start(
+            RunDescription(
+                given.run.name, folder, flat(composed.tree), folder / "config.yaml", resume_key=progress.tracker_key
+            )
+        )
+        ended: Literal["finished", "failed", "stopped"] = "failed"
+        try:
+            loop(session)
+            summary = close(session)
+            ended = "finished"
+        except Stopped:
+            ended = "stopped"
+            raise
+        finally:
+            parts.tracker.finish(ended)
+        run.write_status("finished", progress.step, exit_code=0)
+        return summary
+
+
+def loop(session: Session) -> None:
+    """Every optimizer step from where the run stands to its end."""
+    given, progress, recorder = session.parts.settings, session.progress, session.recorder
+    accelerator, model, optimizer = session.accelerator, session.model, session.optimizer
+    trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gate = session.gate
+    began, first = time.monotonic(), progress.step
+    model.train()
+    recorder.restart_clock()
+    with session.terminal.progress(progress.step, session.total_steps):
+        for step, rows, micro_batches in steps_of(session):
+            # 1. What the step's sums are divided by: the targets in all its micro-batches, on all processes.
+            counts = total_counts(session, micro_batches)
+
+            # 2. Forward and backward; gradients cross processes on the last micro-batch only. Dropout is a function of
+            #    the seed, the step, the process and the micro-batch, so nothing of it needs to be saved.
+            sums: dict[str, Tensor] = {}
+            for k, batch in enumerate(micro_batches):
+                reseed(accelerator.device, given.run.seed, "step", step, accelerator.process_index, k)
+                with nullcontext() if k == len(micro_batches) - 1 else accelerator.no_sync(model):
+                    terms = model(batch).terms
+                    scaled = [
+                        term.weight * term.sum * (accelerator.num_processes / max(counts[name], 1.0))
+                        for name, term in terms.items()
+                    ]
+                    accelerator.backward(torch.stack(scaled).sum())
+                for name, term in terms.items():
+                    sums[name] = sums[name] + term.sum.detach() if name in sums else term.sum.detach()
+
+            # 3. Update. A gradient that is not finite leaves the weights as they are.
+            grad_norm = accelerator.clip_grad_norm_(trainable, given.train.clip_norm or float("inf"))
+            factor = session.parts.schedule(step, session.total_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            gate.step(grad_norm)
+            optimizer.zero_grad(set_to_none=True)
+            progress.step = step + 1
+
+            # 4. Record. The numbers stay on the device and are read one line later.
+            recorder.add(sums, counts, samples=len(rows), tokens=sum(len(row.input_ids) for row in rows))
+            done = progress.step == session.total_steps
+            if given.train.log_ids or progress.step % given.train.log_every == 0 or done:
+                ids = [row.id for row in rows] if given.train.log_ids else None
+                lr = optimizer.param_groups[0]["lr"]
+                log_train(session, recorder.line(progress.step, lr, grad_norm, gate.skipped, ids))
+            seconds_a_step = (time.monotonic() - began) / (progress.step - first)
+            session.terminal.advance(progress.step, seconds_a_step * (session.total_steps - progress.step))
+
+            # 5. Now and then: evaluate, save, stop.
+            if not done and pause(session):
+                break
+    log_train(session, recorder.flush())
+
+
+def steps_of(session: Session) -> Iterator[tuple[int, list[Any], list[Batch]]]:
+    """(step, the rows of it over all processes, this process's micro-batches) for each step that is left."""
+    given, examples, accelerator = session.parts.settings, session.parts.examples["train"], session.accelerator
+    layout = (len(examples), given.train.batch_size)
+    share = (given.micro_batch_size, accelerator.num_processes, accelerator.process_index)
+    sampler = MicroBatchSampler(
+        session.progress.step, session.total_steps, *layout, *share, given.run.seed, given.data.order
+    )
+    batches = iter(
+        DataLoader(
+            ExampleSet(examples),
+            batch_sampler=sampler,
+            collate_fn=session.parts.collate,
+            num_workers=given.data.workers,
+            pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # of its own, or making the iterator would draw from the global one
+        )
+    )
+    for step in range(session.progress.step, session.total_steps):
+        _, indices = rows_of_step(step, *layout, given.run.seed, given.data.order)
+        micro_batches = [next(batches) for _ in deal(indices, *share)]
+        yield step, [examples[index] for index in indices], micro_batches
+
+
+def total_counts(session: Session, micro_batches: list[Batch]) -> dict[str, float]:
+    """Each term's count over all micro-batches and processes of the step."""
+    counts: dict[str, float] = {}
+    for batch in micro_batches:
+        for name, count in session.parts.objective.counts(batch).items():
+            counts[name] = counts.get(name, 0.0) + count
+    if session.accelerator.num_processes > 1:
+        parts = gather_object([counts])
+        counts = {name: sum(part[name] for part in parts) for name in counts}
+    return counts
+
+
+def log_train(session: Session, line: dict[str, Any] | None) -> None:
+    """Write a line of training; stop when no step has been usable for too long."""
+    if line is None:
+        return
+    in_a_row, limit = line.pop("skipped_in_a_row"), session.parts.settings.train.max_skipped_steps
+    log(session, line)
+    session.terminal.show_metrics(line, session.total_steps)
+    if in_a_row >= limit:
+        raise Fault(
+            f"step {line['step']}: the gradient was not finite for {in_a_row} steps in a row, so nothing is learnt any "
+            "more; the weights are unharmed. Lower optimizer.lr, look at the rows with train.log_ids=true, or set "
+            "precision=fp32."
+        )
+
+
+def log(session: Session, line: Mapping[str, Any]) -> None:
+    """A line into metrics.jsonl, and its numbers to the trackers as `split/name`."""
+    session.run.log_metrics(line)
+    numbers = {f"{line['split']}/{name}": value for name, value in line.items() if name not in ("step", "split", "ids")}
+    session.parts.tracker.log_metrics(numbers, line["step"])
+
+
+def pause(session: Session) -> bool:
+    """What may happen between two steps; True when early stopping ends the run."""
+    given, step, stop = session.parts.settings, session.progress.step, session.stop.number
+    evaluates = given.train.eval_every is not None and step % given.train.eval_every == 0
+    saves = given.checkpoint.every is not None and step % given.checkpoint.every == 0
+    if not (evaluates or saves or stop):
+        return False
+    log_train(session, session.recorder.flush())
+    session.recorder.stop_clock()
+    if evaluates and not stop:
+        hold_out(session)
+    save(session)
+    if stop:
+        session.run.write_status("stopped", step, exit_code=128 + stop)
+        raise Stopped(
+            stop, f"Stopped by signal {stop} after step {step}; resume={session.run.path} goes on from there."
+        )
+    session.recorder.restart_clock()
+    session.model.train()
+    patience = given.early_stopping.patience
+    if patience is None or session.progress.without_improvement < patience:
+        return False
+    session.terminal.say(f"Early stopping: no better {given.checkpoint.monitor} in {patience} evaluations.")
+    return True
+
+
+def hold_out(session: Session) -> None:
+    """Evaluate on the val rows, log it, and remember whether it was the best."""
+    parts, given, progress = session.parts, session.parts.settings, session.progress
+    if not parts.examples.get("val"):
+        return
+    batch_size = given.evaluation.batch_size or given.micro_batch_size
+    metrics, session.predictions = evaluate(
+        parts.objective, parts.examples["val"], parts.prompts, parts.collate, batch_size, session.accelerator
+    )
+    log(session, {"step": progress.step, "split": "val"} | metrics)
+    named = {f"val/{name}": value for name, value in metrics.items()}
+    progress.note_evaluation(named, given.checkpoint, given.early_stopping.min_delta)
+    session.terminal.say(f"step {progress.step}  " + "  ".join(f"{name} {value:.4f}" for name, value in named.items()))
+
+
+def close(session: Session) -> dict[str, Any]:
+    """The last evaluation, checkpoint, samples and summary."""
+    parts, progress, given = session.parts, session.progress, session.parts.settings
+    session.recorder.stop_clock()
+    if progress.last.get("step") != progress.step or session.predictions is None:
+        hold_out(session)
+    checkpoint = save(session)
+    samples = (session.predictions or [])[: given.evaluation.samples]
+    if samples:
+        session.terminal.samples(samples)
+        parts.tracker.log_samples(samples, progress.step)
+    components = components_of(parts.objective)
+    seconds = max(session.recorder.seconds, 1e-9)
+    summary = {
+        "step": progress.step,
+        "last": progress.last,
+        "best": progress.best,
+        "parameters": {
+            "total": sum(one.trainable + one.frozen for one in components),
+            "trainable": sum(one.trainable for one in components),
+            "by_component": {one.name: {"trainable": one.trainable, "frozen": one.frozen} for one in components},
+        },
+        "precision": session.precision.as_dict(),
+        "data": {split: asdict(report) for split, report in parts.lengths.items()},
+        "skipped_steps": progress.skipped_steps,
+        "throughput": {
+            "samples_per_s": session.recorder.samples / seconds,
+            "tokens_per_s": session.recorder.tokens / seconds,
+        },
+        "peak_memory": peak_memory(session),
+        "wall_s": progress.wall_s + time.monotonic() - session.began,
+        "checkpoint": str(checkpoint),
+    }
+    session.run.write_summary(summary)
+    closing(session, summary)
+    return summary
+
+
+def peak_memory(session: Session) -> dict[str, int]:
+    """Bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if session.accelerator.device.type == "cuda":
+        peak["gpu"] = torch.cuda.max_memory_allocated()
+    return peak

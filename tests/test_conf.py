@@ -1,0 +1,97 @@
+"""Every YAML under conf/: it says what it does, it is composed and checked, and none can be forgotten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from runner.cli import VERBS
+from runner.combinations import available_device
+from runner.config import CONF, Composed, compose
+from runner.protocols import Mistake
+
+FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))
+PRIMARY = [file for file in FILES if len(file.parts) == 1]
+OPTIONS = [file for file in FILES if len(file.parts) > 1]
+
+NEEDS: dict[str, list[str]] = {
+    "data/jsonl": ["data.path=rows.jsonl"],
+    "llm/pretrained": ["llm.path=weights"],
+}
+"""What an option asks for (`???`): values with which it is whole."""
+
+
+@pytest.fixture
+def files(working_folder: Path) -> None:
+    """What NEEDS names; composition asks no more than that it exists."""
+    (working_folder / "rows.jsonl").touch()
+    (working_folder / "weights").mkdir()
+
+
+def override_of(option: Path) -> str:
+    return f"{option.parent.as_posix()}={option.stem}"
+
+
+def composed_with(option: Path) -> Composed:
+    return compose("train", [override_of(option), *NEEDS.get(option.with_suffix("").as_posix(), [])])
+
+
+def test_the_folder_is_found() -> None:
+    assert {"train.yaml", "show.yaml"} <= {str(file) for file in PRIMARY}
+    assert len(OPTIONS) > 20
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_each_file_says_what_it_does(file: Path) -> None:
+    lines = (CONF / file).read_text(encoding="utf-8").splitlines()
+    said = [line for line in lines[:3] if line.startswith("# ") and "@package" not in line]
+    assert said and len(said[0]) > 10, "begin with a comment that says what choosing this file does"
+
+
+@pytest.mark.parametrize("file", PRIMARY, ids=str)
+def test_each_primary_config_is_whole(file: Path) -> None:
+    assert file.stem in VERBS
+    tree = compose(file.stem, []).tree
+    own = yaml.safe_load((CONF / file).read_text(encoding="utf-8"))
+    assert {key for key in own if key != "defaults"} <= tree.keys()
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_each_option_is_composed(option: Path) -> None:
+    if option.stem in ("fp16", "tf32") and available_device() == "cpu":
+        with pytest.raises(Mistake, match=rf"precision={option.stem} needs .*GPU"):
+            composed_with(option)
+        return
+    composed = composed_with(option)
+    group = option.parent.as_posix()
+    assert composed.choices[group] == option.stem
+    seat: object = composed.tree
+    for name in option.parts[:-1]:
+        seat = seat.get(name) if isinstance(seat, dict) else None
+    if option.stem == "none":
+        assert seat is None
+    elif group != "experiment":
+        assert isinstance(seat, dict)
+        # A header puts a file elsewhere: a tracker under its own name, a global file where it says.
+        own = yaml.safe_load((CONF / option).read_text(encoding="utf-8"))
+        at_home = own.get(group, own) if "_global_" in (CONF / option).read_text(encoding="utf-8") else own
+        node = seat.get(option.stem, seat)
+        assert {key for key in at_home if key != "defaults"} <= node.keys()
+        assert node.get("_target_") == at_home.get("_target_")
+
+
+def test_each_missing_value_is_asked_for() -> None:
+    asked = {}
+    for option in OPTIONS:
+        nodes = yaml.safe_load((CONF / option).read_text(encoding="utf-8"))
+        asked[option.with_suffix("").as_posix()] = [key for key, value in nodes.items() if value == "???"]
+    assert {option for option, keys in asked.items() if keys} == NEEDS.keys()
+    for option, keys in asked.items():
+        if keys:
+            with pytest.raises(Mistake) as told:
+                compose("train", [override_of(Path(f"{option}.yaml"))])
+            for key in keys:
+                assert f"{option.split('/')[0]}.{key} needs a value" in str(told.value)

@@ -1,0 +1,160 @@
+"""The head at labelled positions gives each family's own loss; a family whose loss is another is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from runner.models.llm import LanguageModel
+from runner.models.lora import Lora
+from runner.protocols import IGNORED, Fault, Mistake
+
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,  # large enough for soft caps and scales to matter
+}
+FAMILIES = {
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, final_logit_softcapping=3.0, attn_logit_softcapping=2.0)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE, final_logit_softcapping=3.0)),
+    "granite": lambda: GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=4.0, embedding_multiplier=3.0)),
+    "cohere": lambda: CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.5)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64)),
+}
+
+
+def model_of(family: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return FAMILIES[family]().eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_at_labelled_positions_is_the_families_own(family: str) -> None:
+    model = model_of(family)
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(3, 97, (3, 20), generator=generator)
+    labels = input_ids.clone()
+    labels[torch.rand(3, 20, generator=generator) < 0.6] = IGNORED
+    labels[0, :] = IGNORED  # a row with nothing to learn
+    labels[1, 0] = input_ids[1, 0]  # a label that nothing predicts
+    mask = torch.ones_like(input_ids)
+    mask[2, 15:] = 0
+    labels[2, 15:] = IGNORED
+
+    own = model(input_ids=input_ids, attention_mask=mask, labels=labels)
+    own.loss.backward()
+    own_gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    count = int((labels[:, 1:] != IGNORED).sum())
+    loss = LanguageModel(model, {}).loss_sum(labels, input_ids=input_ids, attention_mask=mask) / count
+    loss.backward()
+
+    assert abs(float(loss) - float(own.loss)) <= 1e-5
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, own_gradients[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_check_at_build_passes_the_family(family: str) -> None:
+    LanguageModel(model_of(family), {"model.safetensors": "hash"}).check_head()
+
+
+def test_embeddings_in_give_the_same_loss_as_ids() -> None:
+    llm = LanguageModel(model_of("gemma3"), {})  # scales its embeddings
+    input_ids = torch.arange(3, 23).unsqueeze(0)
+    by_id = llm.loss_sum(input_ids, input_ids=input_ids)
+    by_embedding = llm.loss_sum(input_ids, inputs_embeds=llm.embed(input_ids))
+    assert abs(float(by_id) - float(by_embedding)) <= 1e-5
+
+
+class TwiceQwen2(Qwen2ForCausalLM):
+    def forward(self, *arguments, **named):  # type: ignore[no-untyped-def]
+        output = super().forward(*arguments, **named)
+        output.loss = None if output.loss is None else 2 * output.loss
+        return output
+
+
+def test_a_family_with_another_loss_is_refused_by_name() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(Fault, match="TwiceQwen2"):
+        LanguageModel(TwiceQwen2(Qwen2Config(**SHAPE)), {"model.safetensors": "hash"}).check_head()
+
+
+def test_greedy_answers_in_a_batch_are_those_one_by_one() -> None:
+    llm = LanguageModel(model_of("llama"), {})
+    rows = [torch.arange(3, 3 + length) for length in (4, 9, 13)]
+    alone = [
+        llm.generate(12, [5], 0, input_ids=row.unsqueeze(0), attention_mask=torch.ones(1, len(row), dtype=torch.long))[
+            0
+        ]
+        for row in rows
+    ]
+    width = max(map(len, rows))
+    input_ids = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0)) for row in rows])
+    mask = torch.stack([(torch.arange(width) >= width - len(row)).long() for row in rows])
+    assert llm.generate(12, [5], 0, input_ids=input_ids, attention_mask=mask) == alone
+    embeddings = llm.embed(input_ids)
+    assert llm.generate(12, [5], 0, inputs_embeds=embeddings, attention_mask=mask) == alone
+
+
+def lora(targets: str | list[str], init: str | None = None, r: int = 4, dropout: float = 0.0) -> Lora:
+    return Lora(r=r, alpha=8, dropout=dropout, target_modules=targets, init=init)
+
+
+def test_lora_trains_adapters_alone_and_changes_nothing_at_first() -> None:
+    model = model_of("qwen2")
+    input_ids = torch.arange(3, 23).unsqueeze(0)
+    before = model(input_ids).logits
+    adapted = lora(["q_proj", "v_proj"]).apply(model)
+    assert {name for name, p in adapted.named_parameters() if p.requires_grad} == {
+        name for name, _ in adapted.named_parameters() if "lora_" in name
+    }
+    torch.testing.assert_close(adapted(input_ids).logits, before)
+
+
+def test_a_lora_target_that_matches_nothing_is_told_with_the_nearest_name() -> None:
+    with pytest.raises(Mistake, match="lora.target_modules: q_porj matches no module .* did you mean q_proj"):
+        lora(["q_porj", "v_proj"]).apply(model_of("qwen2"))
+
+
+def test_lora_starts_from_a_saved_adapter(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    adapted = lora(["q_proj"]).apply(model_of("qwen2"))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
+    adapted.save_pretrained(tmp_path)
+    again = lora(["q_proj"], init=str(tmp_path), dropout=0.25).apply(model_of("qwen2"))
+    saved = {name: parameter for name, parameter in adapted.named_parameters() if "lora_" in name}
+    assert saved
+    for name, parameter in again.named_parameters():
+        if "lora_" in name:
+            assert torch.equal(parameter, saved[name])
+            assert parameter.requires_grad
+    assert {module.p for module in again.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
+    with pytest.raises(Mistake, match="r=4, the config 8. Set lora.r=4"):
+        lora(["q_proj"], init=str(tmp_path), r=8).apply(model_of("qwen2"))

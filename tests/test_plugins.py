@@ -1,0 +1,114 @@
+"""Parts from a folder outside the package, through the real command line: the encoder is the one that the docs show."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from runner.checkpoint import Local
+
+DOCS = Path(__file__).parents[1] / "docs" / "plugins.md"
+FUSION = '''
+"""All items of a row as one token, their mean, before the text."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from runner.fusion.splice import splice
+from runner.protocols import Tokens
+
+
+class MeanToken(nn.Module):
+    placement = "front"
+
+    def __init__(self, llm_width: int, scale: float) -> None:
+        super().__init__()
+        self.mix = nn.Linear(llm_width, llm_width)
+        self.scale = scale
+
+    def forward(self, text, batch, streams, side):
+        means = {name: self.mix(tokens.features.mean(1, keepdim=True)) * self.scale for name, tokens in streams.items()}
+        ones = {name: torch.ones(mean.shape[:2], dtype=torch.bool) for name, mean in means.items()}
+        return splice(text, batch, {name: Tokens(means[name], ones[name]) for name in means}, side)
+'''
+EXPLODING = """
+from my_encoder import MeanColour
+
+
+class Exploding(MeanColour):
+    def __init__(self, hidden_size: int, explodes: bool) -> None:
+        super().__init__(hidden_size)
+        if explodes:
+            raise RuntimeError("boom")
+"""
+SMALL = [
+    "tracker=none", "train.max_steps=3", "train.batch_size=8", "train.eval_every=null", "evaluation.predict_rows=4",
+    "llm.hidden_size=16", "llm.intermediate_size=16", "llm.layers=1", "llm.heads=2",
+]  # fmt: skip
+
+
+def my_conf(folder: Path) -> Path:
+    """The files of docs/plugins.md, a fusion, and an encoder that fails when it is told to."""
+    blocks = re.findall(r"```(?:python|yaml)\n# my_conf/(\S+)\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert {name for name, _ in blocks} == {"my_encoder.py", "encoder/image/mean_colour.yaml"}
+    files = dict(blocks) | {
+        "my_fusion.py": FUSION,
+        "fusion/mean_token.yaml": "_target_: my_fusion.MeanToken\nscale: 2.0\n",
+        "exploding.py": EXPLODING,
+        "encoder/image/exploding.yaml": "_target_: exploding.Exploding\nhidden_size: 8\nexplodes: false\n",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def cli(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "COMET_API_KEY"}
+    return subprocess.run(
+        [sys.executable, "-m", "runner", "train", *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+def test_an_encoder_and_a_fusion_from_outside_train(tmp_path: Path) -> None:
+    conf = my_conf(tmp_path / "my_conf")
+    done = cli(
+        tmp_path, "--config-dir", str(conf), "encoder/image=mean_colour", "encoder.image.hidden_size=24",
+        "fusion=mean_token", "fusion.scale=0.5", "hydra.run.dir=run", "data.workers=1", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    newest, _ = Local().newest(tmp_path / "run")
+    assert newest is not None
+    weights = Local().load(newest).trainable
+    assert weights["encoder.image.layer.weight"].shape == (24, 3)
+    assert weights["fusion.mix.weight"].shape == (16, 16)
+    assert len(json.loads((tmp_path / "run" / "summary.json").read_text())["last"]) == 3
+
+
+def test_a_sweep_over_precision_in_one_process_goes_on_past_a_job_that_fails(tmp_path: Path) -> None:
+    conf = my_conf(tmp_path / "my_conf")
+    done = cli(
+        tmp_path, "--config-dir", str(conf), "-m", "encoder/image=exploding", "encoder.image.explodes=false,true",
+        "precision=fp32,bf16", "name=two words", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    (sweep,) = (tmp_path / "multirun" / "two words").iterdir()
+    jobs = [sweep / str(k) for k in range(4)]
+    states = [json.loads((job / "status.json").read_text()) for job in jobs]
+    assert [state["state"] for state in states] == ["finished", "finished", "failed", "failed"]
+    assert [json.loads((job / "summary.json").read_text())["precision"]["autocast"] for job in jobs[:2]] == [
+        None,
+        "bfloat16",
+    ]
+    for job, state in zip(jobs[2:], states[2:], strict=True):
+        assert "boom" in state["error"] and state["exit_code"] == 1
+        log = (job / "train.log").read_text()
+        assert "Traceback" in log and 'raise RuntimeError("boom")' in log
+    assert "Traceback" not in done.stderr
