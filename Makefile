@@ -6,17 +6,23 @@ CONFIG ?=
 
 BIN := .venv/bin
 RUNNER := $(BIN)/python -m runner
+PYTEST := env -u COMET_API_KEY OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 # What .venv/installed holds once everything is installed: compared by content, so a touched file installs nothing.
 WANTED := { pwd; cat pyproject.toml constraints.txt; }
 
+RIGHT_VERSION := (3, 11) <= sys.version_info[:2] <= (3, 13)
+RIGHT_PYTHON := $(BIN)/python -c 'import pip, sys; sys.exit(not $(RIGHT_VERSION))' 2>/dev/null
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
 .DEFAULT_GOAL := help
-.PHONY: help setup train-quick train train-custom test lint wheel clean
+.PHONY: help setup train-quick train train-custom test test-slow lint wheel clean
 
 help:
 	@echo 'make train-quick                          set up, then train a small image-to-text model (about a minute)'
 	@echo 'make train ARGS="experiment=NAME ..."     runner train with these arguments'
 	@echo 'make train-custom CONFIG=my.yaml          runner train with an experiment file of your own (and ARGS)'
 	@echo 'make test                                 the tests; ARGS goes to pytest: ARGS="-k resume"'
+	@echo 'make test-slow                            the tests that train whole runs (some minutes)'
 	@echo 'make lint                                 ruff, its formatter and mypy'
 	@echo 'make wheel                                build dist/*.whl'
 	@echo 'make setup                                only set up .venv'
@@ -35,7 +41,7 @@ train-custom: setup
 	@if [ ! -f '$(CONFIG)' ]; then \
 	    echo 'make train-custom: there is no file "$(CONFIG)". Name an experiment file: make train-custom CONFIG=my.yaml' >&2; exit 2; \
 	fi
-	@if ! awk '/^[ \t]*#[ \t]*@package[ \t]+_global_/ { found = 1 } /^[ \t]*[^# \t]/ { exit } END { exit !found }' '$(CONFIG)'; then \
+	@if ! awk 'NF { found = /^[ \t]*#[ \t]*@package[ \t]+_global_[ \t\r]*$$/; exit } END { exit !found }' '$(CONFIG)'; then \
 	    echo 'make train-custom: $(CONFIG) must begin with the line "# @package _global_",' \
 	        'as conf/experiment/quick.yaml does; without it its keys land under "experiment".' >&2; exit 2; \
 	fi
@@ -44,7 +50,10 @@ train-custom: setup
 	$(RUNNER) train --config-dir build/custom 'experiment=$(basename $(notdir $(CONFIG)))' $(ARGS)
 
 test: setup
-	env -u COMET_API_KEY OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-slow: setup
+	$(PYTEST) -m slow $(ARGS)
 
 lint: setup
 	$(BIN)/python -m ruff check .
@@ -55,22 +64,29 @@ wheel: setup
 	$(BIN)/python -m build --no-isolation
 
 setup:
-	@if $(WANTED) | cmp -s - .venv/installed && $(BIN)/python -c ''; then exit 0; fi; \
-	command -v '$(PYTHON)' >/dev/null || { \
-	    echo 'make: there is no command $(PYTHON). Install Python 3.11 to 3.13, or name yours: make PYTHON=python3.12 ...' >&2; exit 2; }; \
-	'$(PYTHON)' -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
-	    echo "make: $(PYTHON) is $$('$(PYTHON)' --version 2>&1), but 3.11 to 3.13 is needed. Name another: make PYTHON=python3.12 ..." >&2; \
-	    exit 2; }; \
-	'$(PYTHON)' -c 'import venv, ensurepip' 2>/dev/null || { \
-	    echo 'make: $(PYTHON) cannot make virtual environments (no venv or ensurepip); on Debian: apt install python3-venv.' >&2; exit 2; }; \
-	echo 'Setting up .venv; the first time takes some minutes.'; \
+	@if $(WANTED) | cmp -s - .venv/installed && $(RIGHT_PYTHON); then exit 0; fi; \
 	set -e; \
 	rm -f .venv/installed; \
-	$(BIN)/python -c 'import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
-	    || '$(PYTHON)' -m venv --clear .venv; \
+	$(RIGHT_PYTHON) || { \
+	    command -v '$(PYTHON)' >/dev/null || { \
+	        echo 'make: there is no command $(PYTHON). Install Python 3.11 to 3.13, or name yours: make PYTHON=python3.12 ...' >&2; \
+	        exit 2; }; \
+	    '$(PYTHON)' -c 'import sys; sys.exit(not $(RIGHT_VERSION))' || { \
+	        echo "make: $(PYTHON) is $$('$(PYTHON)' --version 2>&1), but 3.11 to 3.13 is needed;" \
+	            'name another: make PYTHON=python3.12 ...' >&2; \
+	        exit 2; }; \
+	    '$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { \
+	        echo 'make: $(PYTHON) cannot make virtual environments (no venv or ensurepip);' \
+	            'on Debian and Ubuntu: apt install python3-venv.' >&2; \
+	        exit 2; }; \
+	    '$(PYTHON)' -m venv --clear .venv; }; \
+	echo 'Setting up .venv; the first time takes some minutes.'; \
 	$(WANTED) > .venv/wanted; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	torch=$$(grep '^torch==' constraints.txt); \
+	echo "Installing $$torch."; \
+	$(PIP_INSTALL) "$$torch"; \
+	echo 'Installing this package and the rest of constraints.txt.'; \
+	$(PIP_INSTALL) -e '.[dev]'; \
 	mv .venv/wanted .venv/installed
 
 clean:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -46,7 +46,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Composed, Path]]:
                 raise Stopped(15, "stopped at step 3.")
         return {"seed": composed.tree["seed"]}
 
-    stand_in = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("stand_in_for_train", None))
+    stand_in = ModuleType("stand_in_for_train")
     stand_in.train = train  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "stand_in_for_train", stand_in)
     monkeypatch.setitem(cli.VERBS, "train", "stand_in_for_train:train")
@@ -62,7 +62,8 @@ def test_help_is_quick_and_lists_what_exists(capsys: pytest.CaptureFixture[str])
         assert cli.main(words) == 0
         out = capsys.readouterr().out
         assert all(f"\n  {verb} " in out for verb in cli.VERBS)
-    code = "import sys; from runner.cli import main; main(['--help']); print(sorted({'hydra', 'omegaconf', 'torch'} & set(sys.modules)))"
+    quick = "sorted({'hydra', 'omegaconf', 'torch'} & set(sys.modules))"
+    code = f"import sys; from runner.cli import main; main(['--help']); print({quick})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("[]\n")
 
@@ -111,7 +112,23 @@ def test_a_sweep_runs_each_job_in_its_folder(
     ]
     assert [folder.name for _, folder in ran] == ["0", "1", "2", "3"]
     assert {folder.parent.parent for _, folder in ran} == {Path("multirun/a, b")}
-    assert "job 1: precision=fp32 seed=1\n" in capfd.readouterr().err
+    assert "job 1: precision=fp32 seed=1 " in capfd.readouterr().err
+
+
+def test_a_sweep_of_one_job_is_a_sweep(ran: list[tuple[Composed, Path]]) -> None:
+    assert cli.main(["-m", "seed=3"]) == 0
+    assert cli.main(["hydra.mode=MULTIRUN", "seed=3,4"]) == 0
+    assert [str(folder.parent.parent) for _, folder in ran] == ["multirun/quick"] * 3
+
+
+def test_the_run_sees_the_words_that_were_typed(
+    ran: list[tuple[Composed, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["runner", "seed=3"])
+    seen = []
+    monkeypatch.setattr(sys.modules["stand_in_for_train"], "train", lambda *_: seen.append(list(sys.argv)) or {})
+    assert cli.main() == 0
+    assert seen == [["runner", "seed=3"]]
 
 
 def test_free_text_is_swept_by_choice(ran: list[tuple[Composed, Path]]) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner.cli import VERBS
 from runner.combinations import available_device
 from runner.config import CONF, Composed, compose
 from runner.protocols import Mistake
+from runner.verbs import VERBS
 
 FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))
 PRIMARY = [file for file in FILES if len(file.parts) == 1]

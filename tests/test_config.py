@@ -232,16 +232,3 @@ def test_what_is_saved_can_be_read_back() -> None:
     saved = OmegaConf.create(composed.saved)
     assert OmegaConf.to_container(saved, resolve=True) == composed.tree
     assert "hydra" not in saved
-
-
-def test_every_option_composes(tmp_path: Path) -> None:
-    """Each YAML of each group once, with a value for what has none."""
-    needs = {"jsonl": [f"data.path={tmp_path}"], "pretrained": ["llm.path=owner/name"]}
-    device = {"fp16": ["cluster.device=cuda"], "tf32": ["cluster.device=cuda"]}
-    for file in sorted(config.CONF.rglob("*.yaml")):
-        group, option = str(file.relative_to(config.CONF).parent), file.stem
-        if group != ".":
-            composed = config.compose("train", [f"{group}={option}", *needs.get(option, []), *device.get(option, [])])
-            assert composed.choices[group] == option
-        else:
-            config.compose(option, [])

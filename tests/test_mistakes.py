@@ -51,6 +51,9 @@ FILES = {
 MISTAKES = [
     # (words, what must be said)
     ("train.max_step=3", ["train.max_step: no such key", "did you mean train.max_steps?"]),
+    ("data.paths=${oc.env:NO_SUCH_VARIABLE}", ["data.paths: ${oc.env:NO_SUCH_VARIABLE} does not resolve"]),
+    ("++typo={} seed=${oc.env:NO_SUCH_VARIABLE}", ["typo: no such key", "NO_SUCH_VARIABLE is not set"]),
+    ("~optimizer.betas.0", ["Hydra cannot compose this"]),
     ("lr=0.1", ["lr: no such key", "did you mean optimizer.lr?"]),
     ("+typo=3", ["typo: no such key"]),
     ("++encoder.image.sizes=3", ["encoder.image.sizes: no such key", "did you mean encoder.image.size?"]),

@@ -14,13 +14,13 @@ import sys
 import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from comet_archive import archives
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -84,52 +84,6 @@ def predictions(folder: Path) -> list[Prediction]:
     ]
 
 
-class Archive:
-    """An offline archive, read back."""
-
-    def __init__(self, file: Path) -> None:
-        self.files = zipfile.ZipFile(file)
-        self.head = json.loads(self.files.read("experiment.json"))
-        self.messages = [json.loads(line) for line in self.files.read("messages.json").splitlines()]
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [message["payload"] for message in self.messages if message["type"] == kind]
-
-    @property
-    def metrics(self) -> list[tuple[str, int, float]]:
-        found = [one["metric"] for one in self.of("metric_msg")]
-        rows = [(one["metricName"], one["step"], float(one["metricValue"])) for one in found]
-        return sorted(row for row in rows if "/" in row[0])
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        found = [one.get("param") or one["params"] for one in self.of("parameter_msg")]
-        return {one["paramName"]: one["paramValue"] for one in found if not one["paramName"].startswith("curr_")}
-
-    @property
-    def others(self) -> dict[str, Any]:
-        return {one["key"]: one["value"] for one in self.of("log_other")}
-
-    @property
-    def assets(self) -> dict[str, bytes]:
-        found = [one for one in self.of("file_upload") if one["upload_type"] == "asset"]
-        return {one["additional_params"]["fileName"]: self.files.read(one["file_path"]) for one in found}
-
-    @property
-    def pictures(self) -> dict[str, tuple[Image.Image, dict[str, Any], int]]:
-        """By name: the picture, its metadata and its step."""
-        found: dict[str, tuple[Image.Image, dict[str, Any], int]] = {}
-        for one in self.of("file_upload"):
-            if one["upload_type"] == "visualization":
-                place, picture = one["additional_params"], Image.open(io.BytesIO(self.files.read(one["file_path"])))
-                found[place["figName"]] = (picture, one["metadata"], place["step"])
-        return found
-
-
-def archives(folder: Path) -> list[Archive]:
-    return [Archive(file) for file in sorted((folder / "comet").glob("*.zip"), key=os.path.getmtime)]
-
-
 def assert_secret_is_nowhere(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
@@ -140,19 +94,8 @@ def assert_secret_is_nowhere(folder: Path) -> None:
 
 
 def test_an_offline_archive_has_everything_and_no_network_is_tried(
-    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, told: list[logging.LogRecord]
+    tmp_path: Path, temporary: Path, no_network: list[Any], told: list[logging.LogRecord]
 ) -> None:
-    tried: list[Any] = []
-
-    def refuse(*arguments: Any, **_: Any) -> Any:
-        tried.append(arguments)
-        raise OSError("no network in this test")
-
-    for name in ("connect", "connect_ex", "sendto"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    for name in ("getaddrinfo", "gethostbyname", "create_connection"):
-        monkeypatch.setattr(socket, name, refuse)
-
     folder = tmp_path / "run"
     tracker = Comet(project="runner", workspace="lab", api_key=None, tags=["first"])
     assert tracker.resume_key is None
@@ -166,7 +109,7 @@ def test_an_offline_archive_has_everything_and_no_network_is_tried(
     tracker.finish("stopped")
     tracker.finish("finished")
 
-    assert tried == []
+    assert no_network == []
     assert os.environ["COMET_ERROR_TRACKING_ENABLE"] == "false"  # else some runs ask for the address of Sentry
     (archive,) = archives(folder)
     assert archive.head["project_name"] == "runner" and archive.head["workspace"] == "lab"
@@ -469,6 +412,17 @@ def test_a_good_tracker_gets_every_call_in_order(tmp_path: Path, told: list[logg
     ]
     assert json.loads(tracker.resume_key or "") == {"good": "old", "other": "new"}
     assert warnings(told) == []
+
+
+def test_a_secret_of_the_environment_is_no_parameter(tmp_path: Path) -> None:
+    resolved = {"tracker.comet.api_key": SECRET, "data.url": f"https://me:{SECRET}@host", "seed": 1, "name": "quick"}
+    tracker = Isolated({"comet": Comet("runner", None, None, [])})
+    tracker.start(description(tmp_path / "run", parameters=resolved))
+    tracker.finish("finished")
+    (archive,) = archives(tmp_path / "run")
+    masked = {"tracker.comet.api_key": "$COMET_API_KEY", "data.url": "https://me:$COMET_API_KEY@host"}
+    assert archive.parameters == {**resolved, **masked}
+    assert_secret_is_nowhere(tmp_path / "run")
 
 
 def test_no_tracker_at_all_is_a_tracker_too(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from comet_archive import archives
 
 import runner
 from runner import training
@@ -82,6 +83,27 @@ def test_a_run_leaves_all_that_the_surface_promises(tmp_path: Path) -> None:
     log = (folder / "train.log").read_text()
     assert "Batch: 8 rows a micro-batch x 1 accumulated x 1 process = 8 rows a step" in log
     assert "Held-out questions" in log and "projector.image" in log
+
+
+def test_a_run_is_whole_in_its_comet_archive_and_no_network_is_tried(tmp_path: Path, no_network: list[Any]) -> None:
+    folder = tmp_path / "run"
+    run(folder, "tracker=comet")
+    assert no_network == []
+    (archive,) = archives(folder)
+    expected = [
+        (f"{line['split']}/{name}", line["step"], float(value))
+        for line in lines_of(folder) + lines_of(folder, "val")
+        for name, value in line.items()
+        if name not in ("step", "split")
+    ]
+    assert archive.metrics == sorted(expected) and len(expected) > 20
+    assert archive.parameters["optimizer.lr"] == 2e-3
+    assert archive.parameters["encoder.image._target_"] == "runner.encoders.image.Patch"
+    assert archive.assets["config.yaml"].decode() == (folder / "config.yaml").read_text()
+    samples = archive.assets["samples-step-6.csv"].decode().splitlines()
+    assert samples[0] == "id,prompt,answer,truth" and len(samples) == 1 + 8
+    assert {name.split(" ")[0] for name in archive.pictures} == {line.split(",")[0] for line in samples[1:]}
+    assert archive.others["status"] == "finished"
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import runner
 from runner.data.chat import ChatFormat
@@ -56,6 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses_of_trainer(folder: Path, with_lora: bool) -> list[float]:
+    # Trainer imports Comet, which at that moment decides to ask the network; other tests forbid it.
+    from transformers import Trainer, TrainingArguments
+
     tokenizer = byte_tokenizer()
     chat = ChatFormat(tokenizer, [], "front")
     rows = [json.loads(line) for line in (folder / "rows.jsonl").open()]

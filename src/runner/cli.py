@@ -11,13 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.protocols import Mistake
-
-VERBS = {"train": "runner.training:train", "show": "runner.show:show"}
-"""Verb: its function. One with a run folder is called with (Composed, Path), the others with (Composed)."""
-WITH_RUN_FOLDER = ("train",)
-DEFAULT_VERB = "train"
-
-DONE, FAULT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+from runner.verbs import DEFAULT_VERB, DONE, FAULT, INTERRUPTED, MISTAKE, VERBS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 
-from runner.cli import DEFAULT_VERB, DONE, VERBS
+from runner.verbs import DEFAULT_VERB, DONE, VERBS
 
 FLAGS_WITH_PATH = ("--config-dir", "-cd")
 

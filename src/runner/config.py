@@ -220,6 +220,8 @@ class Composer:
             except HydraException as error:
                 if self._mend(error, given, report):
                     continue
+            except (TypeError, ValueError) as error:  # so Hydra answers some overrides that its grammar takes
+                report.composition.append(f"Hydra cannot compose this: {str(error).splitlines()[0]}.")
             report.raise_if_any()
 
     def _mend(self, error: HydraException, given: Sequence[Given], report: Report) -> bool:
@@ -294,7 +296,9 @@ class Composer:
 
     def _origin(self, path: str, hydra: DictConfig) -> str:
         """` (in FILE)` for a key that a YAML file brought, not the command line."""
-        overrides = [*hydra.overrides.hydra, *hydra.overrides.task]
+        given = OmegaConf.to_container(hydra.overrides, resolve=False)  # an override may be an interpolation itself
+        assert isinstance(given, dict)
+        overrides = [*given["hydra"], *given["task"]]
         if any(f"{path}.".startswith(one.lstrip("+").partition("=")[0] + ".") for one in overrides):
             return ""
         found = self.loader.compute_defaults_list(self.config_name, overrides, RunMode.RUN)

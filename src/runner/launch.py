@@ -17,12 +17,12 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from runner.cli import DONE, FAULT, MISTAKE, VERBS, WITH_RUN_FOLDER
 from runner.config import CONF, Composed, Composer, Report, refuse_sweeps
 from runner.protocols import Fault, Mistake, Stopped
 from runner.quoting import in_quotes, quote, without_interpolation
 from runner.run_folder import choose_folder, free_folder, read_status, record_failure
 from runner.sweep import check_sweep
+from runner.verbs import DONE, FAULT, MISTAKE, VERBS, WITH_RUN_FOLDER
 
 QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 """A run's folder and log are ours, not Hydra's."""
@@ -47,39 +47,40 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
             report.values.clear()  # a config may be looked at before it is whole
         report.raise_if_any()
         return enter_hydra(verb, [*hydra_words, named, *(one.text for one in given)], job=None)
-    if sweeping or str(config.hydra.mode).endswith("MULTIRUN"):
+    sweeping = sweeping or str(config.hydra.mode).endswith("MULTIRUN")
+    if sweeping:
         params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
         composed = check_sweep(composer, given, params, report)
-        swept = [one.key for one in given if one.is_sweep] + list(config.hydra.sweeper.get("params") or ())
     else:
         refuse_sweeps(given, report)
-        composed, swept = composer.check(config, report), []
+        composed = composer.check(config, report)
         report.raise_if_any()
-    return run_jobs(verb, flags, [*hydra_words, named, *QUIET, *(one.text for one in given)], composed, config, swept)
+    words = [*hydra_words, named, *QUIET, *(one.text for one in given)]
+    return run_jobs(verb, flags, words, composed, config, sweeping)
 
 
 def run_jobs(
-    verb: str, flags: argparse.Namespace, words: list[str], composed: Composed, config: DictConfig, swept: list[str]
+    verb: str, flags: argparse.Namespace, words: list[str], composed: Composed, config: DictConfig, sweeping: bool
 ) -> int:
     codes: list[int] = []
 
     def job(task: DictConfig) -> None:
-        codes.append(run_job(verb, flags.config_dir, flags.config_name, task, swept))
+        codes.append(run_job(verb, flags.config_dir, flags.config_name, task, sweeping))
 
     with tempfile.TemporaryDirectory() as nowhere:
-        folder, key = Path(nowhere), "hydra.sweep.dir" if swept else "hydra.run.dir"
-        if verb in WITH_RUN_FOLDER:
-            folder = (
-                sweep_folder(composed, config)
-                if swept
-                else choose_folder(composed.tree, given_path(config, "hydra.run.dir"))
-            )
-        place = f"{key}={in_quotes(without_interpolation(str(folder)))}"
-        enter_hydra(verb, [*words, place], job)
+        folder = folder_of(composed, config, sweeping) if verb in WITH_RUN_FOLDER else Path(nowhere)
+        key = "hydra.sweep.dir" if sweeping else "hydra.run.dir"
+        enter_hydra(verb, [*words, f"{key}={in_quotes(without_interpolation(str(folder)))}"], job)
         # A launcher may run its jobs in other processes; then their status.json tells.
-        return worst(
-            codes or [read_status(file.parent).get("exit_code") or DONE for file in folder.rglob("status.json")]
-        )
+        return worst(codes or [read_status(one.parent).get("exit_code") or DONE for one in folder.rglob("status.json")])
+
+
+def folder_of(composed: Composed, config: DictConfig, sweeping: bool) -> Path:
+    """Of the run, or of the whole sweep."""
+    if not sweeping:
+        return choose_folder(composed.tree, given_path(config, "hydra.run.dir"))
+    path = given_path(config, "hydra.sweep.dir")
+    return Path(path) if path else free_folder(Path("multirun", composed.tree["name"]))
 
 
 def read_flags(verb: str, words: Sequence[str]) -> argparse.Namespace:
@@ -113,6 +114,7 @@ def enter_hydra(
     """Run Hydra on these words. `job` is None for what Hydra prints, `program` the name that it goes by."""
 
     def task(config: DictConfig) -> None:
+        sys.argv = before
         if job is not None:
             job(config)
 
@@ -140,19 +142,14 @@ def given_path(config: DictConfig, key: str) -> str | None:
         holder.cfg = before
 
 
-def sweep_folder(composed: Composed, config: DictConfig) -> Path:
-    path = given_path(config, "hydra.sweep.dir")
-    return Path(path) if path else free_folder(Path("multirun", composed.tree["name"]))
-
-
-def run_job(verb: str, config_dir: Path | None, config_name: str | None, task: DictConfig, swept: Sequence[str]) -> int:
+def run_job(verb: str, config_dir: Path | None, config_name: str | None, task: DictConfig, sweeping: bool) -> int:
     """One job inside Hydra: its exit code. Raises only SystemExit, after a stop by a signal, which ends a sweep."""
     own = HydraConfig.get()
     folder = Path(own.runtime.output_dir)
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    if swept:
-        said = [one for one in own.overrides.task if one.lstrip("+").partition("=")[0] in swept]
-        print(f"job {own.job.num}: {' '.join(said)}", file=sys.stderr)
+    if sweeping:
+        overrides = OmegaConf.to_container(own.overrides.task, resolve=False)
+        print(f"job {own.job.num}: {' '.join(map(str, overrides or ()))}", file=sys.stderr)
 
     def work() -> None:
         report = Report()
@@ -196,8 +193,9 @@ def call(verb: str, composed: Composed, folder: Path) -> dict[str, Any]:
 
 
 def worst(codes: Sequence[int]) -> int:
-    """Of the jobs of a sweep: a fault is worse than a mistake. (A stop by a signal ends a sweep with its own code.)"""
-    return max(codes, key=(DONE, MISTAKE, FAULT).index, default=DONE)
+    """Of the jobs of a sweep: a stop by a signal is worse than a fault, a fault worse than a mistake."""
+    order = (DONE, MISTAKE, FAULT)
+    return max(codes, key=lambda code: order.index(code) if code in order else code, default=DONE)
 
 
 def run_in_python(verb: str, words: Sequence[str]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the collator makes. It stays on the CPU: the objective moves what it needs and nothing waits for a device."""
+    """What the collator makes. It stays on the CPU: the objective moves what it needs; nothing waits for a device."""
 
     ids: list[str]
     input_ids: Tensor
@@ -142,7 +142,7 @@ Preprocess = Callable[[Any], "dict[str, Tensor]"]
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A `torch.nn.Module`; `forward(**inputs)` takes what `preprocess` gives, stacked to [N, ...]; it gives `Tokens`."""
+    """A `torch.nn.Module`; `forward(**inputs)` takes what `preprocess` gives, stacked to [N, ...], to `Tokens`."""
 
     width: int
     """E"""

@@ -1,7 +1,7 @@
 """Free text and paths on the command line, quoted for Hydra so that they arrive as typed: `name="a b, c=d: (x)"`.
 
-As they are stay `null`, a value already wholly in quotes (`'prompt="..."'`; there `${...}` is an interpolation), and in a
-sweep `choice(...)`: `-m 'name=choice("a, b", c)'`. A comma in free text is never a sweep.
+As they are stay `null`, a value already wholly in quotes (`'prompt="..."'`; there `${...}` is an interpolation), and in
+a sweep `choice(...)`: `-m 'name=choice("a, b", c)'`. A comma in free text is never a sweep.
 """
 
 from __future__ import annotations

@@ -50,13 +50,18 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix[:-1]: node}
 
 
+def flat_config(text: str) -> dict[str, Any]:
+    """A config's YAML, flat; secrets stay the interpolations that they are."""
+    return flat(yaml.safe_load(text))
+
+
 def within(key: str, names: Iterable[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def told_changes(saved_config: Path, now: str, force: bool) -> list[Change]:
     """The changes that a person should hear of. Raises `Mistake` for those that make it another run, unless forced."""
-    before, after = flat(yaml.safe_load(saved_config.read_text(encoding="utf-8"))), flat(yaml.safe_load(now))
+    before, after = flat_config(saved_config.read_text(encoding="utf-8")), flat_config(now)
     changes = [
         Change(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())

@@ -104,7 +104,7 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def record_failure(folder: Path, exit_code: int, error: str) -> None:
-    """status.json of a run that ended badly, also one that never began; what an earlier life achieved stays as it is."""
+    """status.json of a run that ended badly, also one that never began; what an earlier life achieved stays."""
     folder.mkdir(parents=True, exist_ok=True)
     status = read_status(folder)
     if is_locked(folder) or status.get("state") in ("finished", "stopped"):

@@ -1,4 +1,4 @@
-"""Learning rate schedules: the factor on the peak learning rate at an optimizer step, counted from 0. Pure functions."""
+"""Learning rate schedules: the factor on the peak at an optimizer step, counted from 0. Pure functions."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from runner.models.initialization import reseed
 from runner.precision import start_accelerator
 from runner.protocols import Batch, Fault, RunDescription, Stopped
 from runner.recording import Recorder
-from runner.resume import continue_from, find_start, flat
+from runner.resume import continue_from, find_start, flat_config
 from runner.run_folder import open_run
 from runner.session import Gate, Progress, Session, save
 from runner.signals import stop_on_signal
@@ -68,7 +68,11 @@ def train(composed: Composed, folder: Path) -> dict[str, Any]:
         announce(session)
         parts.tracker.start(
             RunDescription(
-                given.run.name, folder, flat(composed.tree), folder / "config.yaml", resume_key=progress.tracker_key
+                given.run.name,
+                folder,
+                flat_config(composed.saved),
+                folder / "config.yaml",
+                resume_key=progress.tracker_key,
             )
         )
         ended: Literal["finished", "failed", "stopped"] = "failed"

@@ -46,8 +46,11 @@ class Isolated:
 
     def start(self, run: RunDescription) -> None:
         keys = json.loads(run.resume_key) if run.resume_key else {}
+        parameters = {
+            key: without_secrets(value) if isinstance(value, str) else value for key, value in run.parameters.items()
+        }
         for name, lane in self._lanes.items():
-            lane.start(replace(run, resume_key=keys.get(name)))
+            lane.start(replace(run, parameters=parameters, resume_key=keys.get(name)))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         for lane in self._lanes.values():
@@ -145,7 +148,7 @@ class Lane:
 
 
 def without_secrets(text: str) -> str:
-    """Errors of trackers have been seen to quote the key: values of secret environment variables become their names."""
+    """Values of secret environment variables become their names: no tracker shows them, and no log what it raised."""
     for name, value in os.environ.items():
         if len(value) >= 8 and SECRET_NAMES.search(name):
             text = text.replace(value, f"${name}")
