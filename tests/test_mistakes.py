@@ -117,6 +117,7 @@ MISTAKES = [
     ("-m fusion=prefix,gatd", ["fusion=gatd: no such option"]),
     ("-m fusion=prefix,null", ["null cannot be one of several options"]),
     ("-m seed=-1,-2", ["seed: -1", "seed: -2"]),
+    ("-m optimizer.lr=interval(0.1,0.2)", ["basic sweeper takes no interval", "range("]),
     ("-m --cfg job", ["Only one of"]),
     # the folder of a user's own, FILES
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 import tempfile
 import traceback
@@ -30,6 +31,7 @@ QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logg
 
 def run_verb(verb: str, words: Sequence[str]) -> int:
     """The exit code. Raises `Mistake` before anything is built, and SystemExit after one of Hydra's own pages."""
+    spin_briefly()
     flags = read_flags(verb, words)
     named = f"hydra.job.name={verb}"
     hydra_words = [word for word in words if word not in flags.overrides]
@@ -57,6 +59,15 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
         report.raise_if_any()
     words = [*hydra_words, named, *QUIET, *(one.text for one in given)]
     return run_jobs(verb, flags, words, composed, config, sweeping)
+
+
+def spin_briefly() -> None:
+    """Let CPU threads wait for each other asleep after 0.2 ms or so, not 10 times that: docs/BENCHMARKS.md has figures.
+
+    It must be said before torch is imported, so the command line says it; a user's own choice goes before it.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
 def run_jobs(

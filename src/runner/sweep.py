@@ -24,7 +24,10 @@ def check_sweep(composer: Composer, given: Sequence[Given], params: Sequence[str
     for texts in itertools.product(*(values(composer, one) for one in [*axes, *given])):
         inside = Report(composition=list(report.composition))
         job = composer.read(texts, inside)
-        composed = composer.check(composer.load(job, inside), inside)
+        config = composer.load(job, inside)
+        if config.hydra.runtime.choices["hydra/sweeper"] == "basic":
+            inside.composition += [no_interval(one) for one in (*axes, *given) if one.parsed.is_interval_sweep()]
+        composed = composer.check(config, inside)
         if inside.composition:
             inside.raise_if_any()
         for outer, inner in zip(given, job[len(axes) :], strict=True):
@@ -36,6 +39,10 @@ def check_sweep(composer: Composer, given: Sequence[Given], params: Sequence[str
     if not right:
         raise Mistake("\n".join(dict.fromkeys(mistakes)))
     return right[0]
+
+
+def no_interval(one: Given) -> str:
+    return f"{one.text}: Hydra's basic sweeper takes no interval. Write range(START,STOP,STEP), or set hydra/sweeper."
 
 
 def values(composer: Composer, one: Given) -> list[str]:
