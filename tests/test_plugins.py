@@ -1,98 +1,114 @@
-"""Parts of a user's own, a Python file and a YAML each in a folder outside the package, through the real command."""
+"""Parts from a folder outside the package, through the real command line: the encoder is the one that the docs show."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from runner.checkpoint import Local
 
-ENCODER = '''
-from dataclasses import dataclass
-from typing import Annotated
+DOCS = Path(__file__).parents[1] / "docs" / "plugins.md"
+FUSION = '''
+"""All items of a row as one token, their mean, before the text."""
 
-import numpy as np
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
-from annotated_types import Ge
-from torch import Tensor, nn
-
-from runner.protocols import Tokens
-
-
-@dataclass(frozen=True)
-class Brightness:
-    """A picture to `rows` [8], the mean brightness of each of its rows."""
-
-    def __call__(self, picture):
-        return {"rows": torch.from_numpy(np.array(picture.convert("L").resize((8, 8)), dtype=np.float32).mean(1) / 255)}
-
-
-class MeanColour(nn.Module):
-    def __init__(self, dim: Annotated[int, Ge(1)]) -> None:
-        super().__init__()
-        self.width = dim
-        self.preprocess = Brightness()
-        self.layer = nn.Linear(8, dim)
-
-    def forward(self, rows: Tensor) -> Tokens:
-        """rows [N, 8] -> [N, 1, E]"""
-        features = self.layer(rows).unsqueeze(1)
-        return Tokens(features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device))
-'''
-FUSION = """
 from torch import nn
 
 from runner.fusion.splice import splice
+from runner.protocols import Tokens
 
 
-class Scaled(nn.Module):
+class MeanToken(nn.Module):
     placement = "front"
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, llm_width: int, scale: float) -> None:
         super().__init__()
-        self.factor = factor
+        self.mix = nn.Linear(llm_width, llm_width)
+        self.scale = scale
 
     def forward(self, text, batch, streams, side):
-        return splice(text * self.factor, batch, streams, side)
+        means = {name: self.mix(tokens.features.mean(1, keepdim=True)) * self.scale for name, tokens in streams.items()}
+        ones = {name: torch.ones(mean.shape[:2], dtype=torch.bool) for name, mean in means.items()}
+        return splice(text, batch, {name: Tokens(means[name], ones[name]) for name in means}, side)
+'''
+EXPLODING = """
+from my_encoder import MeanColour
+
+
+class Exploding(MeanColour):
+    def __init__(self, hidden_size: int, explodes: bool) -> None:
+        super().__init__(hidden_size)
+        if explodes:
+            raise RuntimeError("boom")
 """
-FILES = {
-    "my_encoder.py": ENCODER,
-    "my_fusion.py": FUSION,
-    "encoder/image/mean_colour.yaml": "_target_: my_encoder.MeanColour\ndim: 4\n",
-    "fusion/scaled.yaml": "_target_: my_fusion.Scaled\nfactor: 1\n",
-}
+SMALL = [
+    "tracker=none", "train.max_steps=3", "train.batch_size=8", "train.eval_every=null", "evaluation.predict_rows=4",
+    "llm.hidden_size=16", "llm.intermediate_size=16", "llm.layers=1", "llm.heads=2",
+]  # fmt: skip
 
 
-def test_an_encoder_and_a_fusion_from_a_folder_train_in_two_precisions(tmp_path: Path) -> None:
-    """Also: a job whose values are wrong is recorded in its own folder, and the others go on."""
-    for name, text in FILES.items():
-        file = tmp_path / "my_conf" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    words = (
-        "train --config-dir my_conf -m encoder/image=mean_colour fusion=scaled encoder.image.dim=5 precision=fp32,bf16 "
-        "train.max_steps=2,0 train.eval_every=null train.batch_size=8 evaluation.predict_rows=2 data.workers=1 "
-        "tracker=none hydra.sweep.dir=swept"
+def my_conf(folder: Path) -> Path:
+    """The files of docs/plugins.md, a fusion, and an encoder that fails when it is told to."""
+    blocks = re.findall(r"```(?:python|yaml)\n# my_conf/(\S+)\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert {name for name, _ in blocks} == {"my_encoder.py", "encoder/image/mean_colour.yaml"}
+    files = dict(blocks) | {
+        "my_fusion.py": FUSION,
+        "fusion/mean_token.yaml": "_target_: my_fusion.MeanToken\nscale: 2.0\n",
+        "exploding.py": EXPLODING,
+        "encoder/image/exploding.yaml": "_target_: exploding.Exploding\nhidden_size: 8\nexplodes: false\n",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def cli(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "COMET_API_KEY"}
+    return subprocess.run(
+        [sys.executable, "-m", "runner", "train", *words], cwd=folder, env=environment, capture_output=True, text=True
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "runner", *words.split()],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 2, done.stderr
+
+
+def test_an_encoder_and_a_fusion_from_outside_train(tmp_path: Path) -> None:
+    conf = my_conf(tmp_path / "my_conf")
+    done = cli(
+        tmp_path, "--config-dir", str(conf), "encoder/image=mean_colour", "encoder.image.hidden_size=24",
+        "fusion=mean_token", "fusion.scale=0.5", "hydra.run.dir=run", "data.workers=1", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    newest, _ = Local().newest(tmp_path / "run")
+    assert newest is not None
+    weights = Local().load(newest).trainable
+    assert weights["encoder.image.layer.weight"].shape == (24, 3)
+    assert weights["fusion.mix.weight"].shape == (16, 16)
+    assert len(json.loads((tmp_path / "run" / "summary.json").read_text())["last"]) == 3
+
+
+def test_a_sweep_over_precision_in_one_process_goes_on_past_a_job_that_fails(tmp_path: Path) -> None:
+    conf = my_conf(tmp_path / "my_conf")
+    done = cli(
+        tmp_path, "--config-dir", str(conf), "-m", "encoder/image=exploding", "encoder.image.explodes=false,true",
+        "precision=fp32,bf16", "name=two words", *SMALL,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    (sweep,) = (tmp_path / "multirun" / "two words").iterdir()
+    jobs = [sweep / str(k) for k in range(4)]
+    states = [json.loads((job / "status.json").read_text()) for job in jobs]
+    assert [state["state"] for state in states] == ["finished", "finished", "failed", "failed"]
+    assert [json.loads((job / "summary.json").read_text())["precision"]["autocast"] for job in jobs[:2]] == [
+        None,
+        "bfloat16",
+    ]
+    for job, state in zip(jobs[2:], states[2:], strict=True):
+        assert "boom" in state["error"] and state["exit_code"] == 1
+        log = (job / "train.log").read_text()
+        assert "Traceback" in log and 'raise RuntimeError("boom")' in log
     assert "Traceback" not in done.stderr
-    folders = [tmp_path / "swept" / str(number) for number in range(4)]
-    states = [json.loads((folder / "status.json").read_text()) for folder in folders]
-    assert [one["state"] for one in states] == ["finished", "failed", "finished", "failed"]
-    assert "train.max_steps: 0 is wrong" in states[1]["error"]
-    for folder, precision in ((folders[0], "fp32"), (folders[2], "bf16")):
-        saved = OmegaConf.load(folder / "config.yaml")
-        assert saved.precision.compute == precision
-        assert saved.encoder.image == {"_target_": "my_encoder.MeanColour", "dim": 5}
-        parameters = json.loads((folder / "summary.json").read_text())["parameters"]
-        assert parameters["by_component"]["encoder.image"]["trainable"] == 8 * 5 + 5
