@@ -258,6 +258,64 @@ def test_early_stopping_stops(tmp_path: Path) -> None:
     assert "Early stopping" in (tmp_path / "run" / "train.log").read_text()
 
 
+def test_a_run_killed_after_its_early_stop_trains_no_further(tmp_path: Path) -> None:
+    stop = [
+        "train.max_steps=40", "train.eval_every=2", "early_stopping.patience=2", "early_stopping.min_delta=100",
+        "checkpoint.monitor=val/loss", "checkpoint.mode=min",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(training, "close", lambda session: (_ for _ in ()).throw(KilledError()))
+        run(tmp_path / "run", *stop)
+    assert run(tmp_path / "run", *stop, "resume=auto")["step"] == 6
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path: Path) -> None:
+    first = run(tmp_path / "run")
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    weights = weights_of(tmp_path / "run")
+    again = run(tmp_path / "run", "resume=auto")
+    assert (again["last"], again["best"]) == (first["last"], first["best"])
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in weights_of(tmp_path / "run").items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["checkpoint.monitor=val/exact_mach"], "checkpoint.monitor=val/exact_mach: .* val/exact_match, val/loss"),
+        (
+            ["checkpoint.monitor=val/exact_match", "evaluation.predict_rows=0"],
+            "gives val/loss; .*needs evaluation.predict",
+        ),
+    ],
+)
+def test_a_monitor_that_no_evaluation_gives_is_told_before_training(
+    tmp_path: Path, overrides: list[str], told: str
+) -> None:
+    with pytest.raises(Mistake, match=told):
+        run(tmp_path / "run", *overrides)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_early_stopping_needs_rows_to_stop_by(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match="no val rows to stop by"):
+        run(tmp_path / "run", *few_rows(tmp_path / "rows.jsonl", 8), "early_stopping.patience=1", base=CHAT)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_picture_is_one_sentence_from_a_loader_worker_too(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    row = {
+        "id": "a",
+        "image": "broken.png",
+        "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "x"}],
+    }
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(Mistake) as told:
+        run(tmp_path / "run", "data=jsonl", f"data.path={tmp_path}/rows.jsonl", f"data.workers={workers}")
+    assert str(told.value).startswith("rows.jsonl:1 (id a): `image` item 1") and "\n" not in str(told.value)
+
+
 def test_the_best_and_the_last_checkpoints_stay(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     summary = run(

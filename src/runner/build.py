@@ -95,6 +95,8 @@ def build(composed: Composed) -> Parts:
     objective = build_objective(composed, frame, build_llm(composed, frame.source), texts.chat)
     held_out = texts.examples.get("val", [])[: given.evaluation.predict_rows]
     preprocess = {name: encoder.preprocess for name, encoder in frame.encoders.items()}
+    collate = Collate(preprocess, texts.chat.tokenizer.pad_token_id)
+    check_monitor(given, objective, texts, collate)
     return Parts(
         settings=given,
         objective=objective,
@@ -103,7 +105,7 @@ def build(composed: Composed) -> Parts:
         examples=texts.examples,
         prompts=[prompt_of(example) for example in held_out],
         lengths=texts.lengths,
-        collate=Collate(preprocess, texts.chat.tokenizer.pad_token_id),
+        collate=collate,
         checkpointer=mixed_seat(composed, "checkpoint", settings.Checkpoint),
         tracker=build_tracker(composed),
         fingerprints={"data": data_fingerprint(texts.examples["train"]), "files": files_of(objective)},
@@ -286,6 +288,24 @@ def build_optimizer(composed: Composed, objective: nn.Module) -> Optimizer:
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
+
+
+def check_monitor(given: Settings, objective: Objective, texts: Texts, collate: Collate) -> None:
+    """Raises `Mistake` when no evaluation will give checkpoint.monitor, or early stopping has none to go by."""
+    held_out = texts.examples.get("val")
+    if not held_out:
+        if given.early_stopping.patience is not None:
+            raise Mistake("early_stopping.patience is set, but the data has no val rows to stop by. Add data.val_path.")
+        return
+    names = {"loss", *objective.counts(collate(held_out[:1]))}
+    if given.evaluation.predict_rows != 0:
+        names |= set(objective.metric_names)
+    known = sorted(f"val/{name}" for name in names)
+    if given.checkpoint.monitor not in known:
+        hint = " It needs evaluation.predict_rows." if given.evaluation.predict_rows == 0 else ""
+        raise Mistake(
+            f"checkpoint.monitor={given.checkpoint.monitor}: an evaluation gives {', '.join(known)}; set one.{hint}"
+        )
 
 
 def build_tracker(composed: Composed) -> Tracker:

@@ -29,10 +29,12 @@ class Local:
     """Checkpoints in the run's own folder."""
 
     def save(self, folder: Path, checkpoint: CheckpointContent) -> Path:
-        """Raises `Fault` when there is no room or the disk fails; what was there before stays."""
+        """Raises `Fault` when there is no room or the disk fails; what was there before stays, one of this step too."""
         root = folder / "checkpoints"
         place = root / f"step-{checkpoint.step:08d}"
         beside = root / f".tmp-{place.name}-{os.getpid()}"
+        if fault_of(place) is None:
+            return place
         needed = sum(
             t.numel() * t.element_size() for part in (checkpoint.trainable, checkpoint.optimizer) for t in part.values()
         )
@@ -55,7 +57,7 @@ class Local:
             )
             sync(manifest)
             sync(beside)
-            if place.exists():  # a broken one of the same step: `newest` passed it over
+            if place.exists():  # a broken one, which `newest` passed over
                 remove(place)
             beside.rename(place)
             sync(root)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import gather_object
@@ -55,7 +55,7 @@ def losses(
     objective: Objective, examples: Sequence[Example], collate: Collate, batch_size: int, accelerator: Accelerator
 ) -> dict[str, float]:
     """Each term's mean over its whole count, and `loss`, their weighted sum where there are several."""
-    sums: dict[str, Any] = {}
+    sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     weights: dict[str, float] = {}
     for chunk in batches(share(examples, accelerator), batch_size):
@@ -63,14 +63,14 @@ def losses(
         for name, count in objective.counts(batch).items():
             counts[name] = counts.get(name, 0.0) + count
         for name, term in objective(batch).terms.items():
-            sums[name] = sums.get(name, 0.0) + term.sum.double()
+            sums[name] = sums.get(name, 0.0) + float(term.sum)
             weights[name] = term.weight
     if accelerator.num_processes > 1:
-        gathered = gather_object([({name: float(value) for name, value in sums.items()}, counts, weights)])
+        gathered = gather_object([(sums, counts, weights)])
         sums = {name: sum(part[0].get(name, 0.0) for part in gathered) for part in gathered for name in part[0]}
         counts = {name: sum(part[1].get(name, 0.0) for part in gathered) for part in gathered for name in part[1]}
         weights = {name: weight for part in gathered for name, weight in part[2].items()}
-    means = {name: float(sums[name]) / max(counts[name], 1.0) for name in sums}
+    means = {name: sums[name] / max(counts[name], 1.0) for name in sums}
     if means and "loss" not in means:
         means["loss"] = sum(weights[name] * mean for name, mean in means.items())
     return means

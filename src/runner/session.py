@@ -47,7 +47,7 @@ class Progress:
     def note_evaluation(self, metrics: Mapping[str, float], checkpoint: Checkpoint, min_delta: float) -> None:
         """`metrics` by `split/name`. A metric that is not a number counts as no improvement."""
         self.last = {**metrics, "step": self.step}
-        score = metrics[checkpoint.monitor]
+        score = metrics.get(checkpoint.monitor, float("nan"))
         gain = (-1 if checkpoint.mode == "min" else 1) * (score - self.best.get(checkpoint.monitor, float("nan")))
         if score == score:
             self.scores[self.step] = score

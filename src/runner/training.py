@@ -28,7 +28,7 @@ from runner.evaluate import evaluate
 from runner.inventory import components_of
 from runner.models.initialization import reseed
 from runner.precision import start_accelerator
-from runner.protocols import Batch, Fault, RunDescription, Stopped
+from runner.protocols import Batch, Fault, Mistake, RunDescription, Stopped
 from runner.recording import Recorder
 from runner.resume import continue_from, find_start, flat_config
 from runner.run_folder import open_run
@@ -96,6 +96,8 @@ def loop(session: Session) -> None:
     trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gate = session.gate
     began, first = time.monotonic(), progress.step
+    if patience_is_spent(session):  # stopped early before a kill
+        return
     model.train()
     recorder.restart_clock()
     with session.terminal.progress(progress.step, session.total_steps):
@@ -157,13 +159,15 @@ def steps_of(session: Session) -> Iterator[tuple[int, list[Any], list[Batch]]]:
             batch_sampler=sampler,
             collate_fn=session.parts.collate,
             num_workers=given.data.workers,
-            pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator(),  # of its own, or making the iterator would draw from the global one
         )
     )
     for step in range(session.progress.step, session.total_steps):
         _, indices = rows_of_step(step, *layout, given.run.seed, given.data.order)
-        micro_batches = [next(batches) for _ in deal(indices, *share)]
+        try:
+            micro_batches = [next(batches) for _ in deal(indices, *share)]
+        except Mistake as mistake:  # one from a loader worker carries that worker's traceback before its sentence
+            raise Mistake(str(mistake).rpartition("runner.protocols.Mistake: ")[2].strip()) from mistake
         yield step, [examples[index] for index in indices], micro_batches
 
 
@@ -220,15 +224,20 @@ def pause(session: Session) -> bool:
         )
     session.recorder.restart_clock()
     session.model.train()
+    return evaluates and patience_is_spent(session)
+
+
+def patience_is_spent(session: Session) -> bool:
+    given, progress = session.parts.settings, session.progress
     patience = given.early_stopping.patience
-    if patience is None or session.progress.without_improvement < patience:
+    if patience is None or progress.without_improvement < patience:
         return False
     session.terminal.say(f"Early stopping: no better {given.checkpoint.monitor} in {patience} evaluations.")
     return True
 
 
 def hold_out(session: Session) -> None:
-    """Evaluate on the val rows, log it, and remember whether it was the best."""
+    """Evaluate on the val rows; unless an earlier life has, log it and remember whether it was the best."""
     parts, given, progress = session.parts, session.parts.settings, session.progress
     if not parts.examples.get("val"):
         return
@@ -236,6 +245,8 @@ def hold_out(session: Session) -> None:
     metrics, session.predictions = evaluate(
         parts.objective, parts.examples["val"], parts.prompts, parts.collate, batch_size, session.accelerator
     )
+    if progress.last.get("step") == progress.step:
+        return
     log(session, {"step": progress.step, "split": "val"} | metrics)
     named = {f"val/{name}": value for name, value in metrics.items()}
     progress.note_evaluation(named, given.checkpoint, given.early_stopping.min_delta)
@@ -246,7 +257,7 @@ def close(session: Session) -> dict[str, Any]:
     """The last evaluation, checkpoint, samples and summary."""
     parts, progress, given = session.parts, session.progress, session.parts.settings
     session.recorder.stop_clock()
-    if progress.last.get("step") != progress.step or session.predictions is None:
+    if session.predictions is None or progress.last["step"] != progress.step:
         hold_out(session)
     checkpoint = save(session)
     samples = (session.predictions or [])[: given.evaluation.samples]
