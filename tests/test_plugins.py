@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import runner
 from runner.checkpoint import Local
 
 DOCS = Path(__file__).parents[1] / "docs" / "plugins.md"
@@ -48,6 +49,31 @@ class Exploding(MeanColour):
         if explodes:
             raise RuntimeError("boom")
 """
+ECG = '''
+import numpy as np
+import torch
+from torch import nn
+
+from runner.protocols import Tokens
+
+
+def waves_of(item):
+    return {"waves": torch.from_numpy(np.asarray(item, dtype=np.float32)).mean(0)}
+
+
+class Ecg(nn.Module):
+    """A token a sample of a series; shorter series of a batch are padded and masked."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.width = hidden_size
+        self.preprocess = waves_of
+        self.layer = nn.Linear(1, hidden_size)
+
+    def forward(self, waves, waves_lengths=None):
+        lengths = torch.full((len(waves),), waves.shape[1]) if waves_lengths is None else waves_lengths
+        return Tokens(self.layer(waves.unsqueeze(-1)), torch.arange(waves.shape[1]) < lengths.unsqueeze(1))
+'''
 SMALL = [
     "tracker=none", "train.max_steps=3", "train.batch_size=8", "train.eval_every=null", "evaluation.predict_rows=4",
     "llm.hidden_size=16", "llm.intermediate_size=16", "llm.layers=1", "llm.heads=2",
@@ -112,3 +138,27 @@ def test_a_sweep_over_precision_in_one_process_goes_on_past_a_job_that_fails(tmp
         log = (job / "train.log").read_text()
         assert "Traceback" in log and 'raise RuntimeError("boom")' in log
     assert "Traceback" not in done.stderr
+
+
+def test_a_modality_of_ones_own_trains(tmp_path: Path) -> None:
+    """Series of unequal length in a field `ecg`, at their places `<ecg>`: the answer stands in them alone."""
+    conf = tmp_path / "my_conf"
+    (conf / "encoder" / "ecg").mkdir(parents=True)
+    (conf / "my_ecg.py").write_text(ECG)
+    (conf / "encoder" / "ecg" / "mine.yaml").write_text("_target_: my_ecg.Ecg\nhidden_size: 8\n")
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for k in range(64):
+            level = 1.0 if k % 3 else -1.0
+            series = [[level + 0.01 * (k % 7) for _ in range(3 + k % 5)]]
+            question = {"role": "user", "content": "<ecg> High or low?"}
+            answer = {"role": "assistant", "content": "high" if level > 0 else "low"}
+            file.write(json.dumps({"ecg": series, "messages": [question, answer]}) + "\n")
+    summary = runner.train(
+        [
+            "--config-dir", str(conf), "+encoder/ecg=mine", "encoder/image=null", "fusion=interleave", "data=jsonl",
+            f"data.path={tmp_path}/rows.jsonl", f"data.val_path={tmp_path}/rows.jsonl", "train.max_steps=40",
+            "train.batch_size=16", "schedule.warmup_steps=10", "tracker=none", "train.eval_every=null",
+        ]
+    )  # fmt: skip
+    assert summary["last"]["val/exact_match"] == 1.0
+    assert set(summary["parameters"]["by_component"]) == {"encoder.ecg", "projector.ecg", "llm"}

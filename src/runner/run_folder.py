@@ -90,8 +90,13 @@ def is_locked(folder: Path) -> bool:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "status.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Empty when there is no such file, or none that can be read."""
     try:
-        return dict(json.loads((folder / "status.json").read_text(encoding="utf-8")))
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 
@@ -124,7 +129,9 @@ class RunFolder:
         """Write what the run is, and take back what an earlier life wrote after `step`."""
         self._cut_metrics(step)
         (self.path / "config.yaml").write_text(saved_config, encoding="utf-8")
-        write_json(self.path / "environment.json", environment() | {"parent": str(parent) if parent else None})
+        file = self.path / "environment.json"
+        before = read_json(file).get("parent")  # a fork that goes on in place is a fork still
+        write_json(file, environment() | {"parent": str(parent) if parent else before})
         self.write_status("running", step)
 
     def write_status(self, state: State, step: int, exit_code: int | None = None, error: str | None = None) -> None:

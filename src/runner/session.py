@@ -97,7 +97,9 @@ class Gate:
     """Lets an update through when its gradient is finite; checked on the device where the optimizer can take it."""
 
     def __init__(self, optimizer: AcceleratedOptimizer, accelerator: Accelerator, progress: Progress) -> None:
-        self._optimizer = optimizer
+        self._prepared = optimizer
+        # Accelerate's wrapper is for its scaler; it also looks for an optional package at each call, 0.15 ms.
+        self._optimizer = optimizer.optimizer
         self._scaler = accelerator.scaler
         self._on_device = all(group.get("fused") for group in optimizer.param_groups)
         self.skipped = torch.tensor(
@@ -110,14 +112,16 @@ class Gate:
         progress.skipped_in_a_row, progress.skipped_steps = map(int, self.skipped.tolist())
 
     def step(self, grad_norm: Tensor) -> None:
+        """Update or skip, and clear the gradients."""
         bad = (~torch.isfinite(grad_norm)).float().to(self.skipped.device)
         if self._scaler is not None:  # the scaler looks at every gradient by itself
-            self._optimizer.step()
+            self._prepared.step()
         elif self._on_device:
-            self._optimizer.optimizer.found_inf = bad
+            self._optimizer.found_inf = bad
             self._optimizer.step()
         elif not bool(bad):
             self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
         self.skipped = torch.stack([(self.skipped[0] + 1) * bad, self.skipped[1] + bad])
 
 

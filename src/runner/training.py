@@ -126,7 +126,6 @@ def loop(session: Session) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
             gate.step(grad_norm)
-            optimizer.zero_grad(set_to_none=True)
             progress.step = step + 1
 
             # 4. Record. The numbers stay on the device and are read one line later.
