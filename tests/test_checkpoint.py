@@ -118,11 +118,22 @@ def test_weights_of_another_model_are_refused_by_name() -> None:
         restore(tensors, {"weight": torch.zeros(3, 2, dtype=torch.float64), "bias": torch.zeros(3)}, where)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd", "rmsprop"])
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        self.gate = nn.Parameter(torch.tensor(0.5))  # a scalar, so its moments are scalars too
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x) * self.gate
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "rmsprop", "adafactor"])
 def test_an_optimizer_goes_on_as_if_it_had_not_stopped(kind: str) -> None:
     make = {
         "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
         "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.1),
         "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1),
     }[kind]
 
@@ -132,7 +143,7 @@ def test_an_optimizer_goes_on_as_if_it_had_not_stopped(kind: str) -> None:
         optimizer.zero_grad()
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    model = Gated()
     optimizer = make(model.parameters())
     for _ in range(3):
         step(model, optimizer)
@@ -141,7 +152,7 @@ def test_an_optimizer_goes_on_as_if_it_had_not_stopped(kind: str) -> None:
     weights = {name: tensor.clone() for name, tensor in weights.items()}
     step(model, optimizer)
 
-    other = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    other = Gated()
     again = make(other.parameters())
     restore(own_tensors(other), weights, Path("x"))
     restore_optimizer(again, saved, Path("x"))

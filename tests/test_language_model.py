@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import (
@@ -22,7 +24,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from runner.models.llm import LanguageModel
+from runner.models.freeze import keep_frozen
+from runner.models.llm import LanguageModel, Pretrained
 from runner.models.lora import Lora
 from runner.protocols import IGNORED, Fault, Mistake
 
@@ -122,6 +125,35 @@ def test_greedy_answers_in_a_batch_are_those_one_by_one() -> None:
     assert llm.generate(12, [5], 0, inputs_embeds=embeddings, attention_mask=mask) == alone
 
 
+def test_answers_are_greedy_whatever_the_folder_says(tmp_path: Path) -> None:
+    model = model_of("llama")
+    prompt = {"input_ids": torch.arange(3, 9).unsqueeze(0), "attention_mask": torch.ones(1, 6, dtype=torch.long)}
+    greedy = LanguageModel(model, {}).generate(12, [], 0, **prompt)
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.temperature = None
+    model.save_pretrained(tmp_path)
+    again = LanguageModel(Pretrained(str(tmp_path), "float32", True).load().eval(), {})
+    assert again.generate(12, [], 0, **prompt) == greedy
+
+
+class Frozen(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5))
+        self.head = torch.nn.Linear(4, 4)
+
+
+def test_what_is_frozen_stays_in_evaluation_mode() -> None:
+    model = Frozen()
+    model.part.requires_grad_(False)
+    keep_frozen(model)
+    model.train()
+    assert model.head.training and not any(module.training for module in model.part.modules())
+    before = model.part[1].running_mean.clone()
+    x = torch.randn(8, 4)
+    assert torch.equal(model.part(x), model.part(x)) and torch.equal(model.part[1].running_mean, before)
+
+
 def lora(targets: str | list[str], init: str | None = None, r: int = 4, dropout: float = 0.0) -> Lora:
     return Lora(r=r, alpha=8, dropout=dropout, target_modules=targets, init=init)
 
@@ -140,6 +172,11 @@ def test_lora_trains_adapters_alone_and_changes_nothing_at_first() -> None:
 def test_a_lora_target_that_matches_nothing_is_told_with_the_nearest_name() -> None:
     with pytest.raises(Mistake, match="lora.target_modules: q_porj matches no module .* did you mean q_proj"):
         lora(["q_porj", "v_proj"]).apply(model_of("qwen2"))
+
+
+def test_a_lora_target_that_cannot_be_adapted_is_told() -> None:
+    with pytest.raises(Mistake, match="self_attn matches only Qwen2Attention, which LoRA cannot adapt"):
+        lora(["self_attn"]).apply(model_of("qwen2"))
 
 
 def test_lora_starts_from_a_saved_adapter(tmp_path) -> None:  # type: ignore[no-untyped-def]

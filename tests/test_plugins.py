@@ -9,8 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import runner
 from runner.checkpoint import Local
+from runner.protocols import Mistake
 
 DOCS = Path(__file__).parents[1] / "docs" / "plugins.md"
 FUSION = '''
@@ -138,6 +141,21 @@ def test_a_sweep_over_precision_in_one_process_goes_on_past_a_job_that_fails(tmp
         log = (job / "train.log").read_text()
         assert "Traceback" in log and 'raise RuntimeError("boom")' in log
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "callbacks: {evil: {_target_: pathlib.Path.touch, self: pwned}}",
+        "launcher: {_target_: pathlib.Path}",
+        "job_logging: {handlers: {h: {'()': pathlib.Path}}}",
+    ],
+)
+def test_hydras_own_node_names_no_code(tmp_path: Path, node: str) -> None:
+    (tmp_path / "my_conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "my_conf" / "experiment" / "evil.yaml").write_text(f"# @package _global_\nhydra:\n  {node}\n")
+    with pytest.raises(Mistake, match=f"hydra.{node.partition(':')[0]}"):
+        runner.train(["--config-dir", "my_conf", "experiment=evil"])
 
 
 def test_a_modality_of_ones_own_trains(tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from comet_archive import archives
 import runner
 from runner import training
 from runner.checkpoint import Local
+from runner.cli import main
 from runner.models import instruct
 from runner.protocols import Fault, Mistake, Stopped
 from runner.run_folder import read_status
@@ -254,7 +258,7 @@ def test_early_stopping_stops(tmp_path: Path) -> None:
         "early_stopping.min_delta=100", "checkpoint.monitor=val/loss", "checkpoint.mode=min",
     )  # fmt: skip
     assert summary["step"] == 6
-    assert summary["best"]["step"] == 2
+    assert summary["best"]["step"] == 6  # better, but not by min_delta
     assert "Early stopping" in (tmp_path / "run" / "train.log").read_text()
 
 
@@ -297,6 +301,77 @@ def test_a_monitor_that_no_evaluation_gives_is_told_before_training(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_going_on_deletes_later_and_broken_checkpoints_and_never_the_last_good_one(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder, "train.max_steps=8", "checkpoint.every=2", "train.eval_every=null", "checkpoint.keep_last=10")
+    for step in (6, 8):
+        (folder / "checkpoints" / f"step-{step:08d}" / "state.json").write_text("broken")
+    (folder / "checkpoints" / "step-00000004-mine").mkdir()
+    (folder / "checkpoints" / ".tmp-step-00000008-1").mkdir()
+    run(folder, "train.max_steps=5", "train.eval_every=null", "checkpoint.keep_last=2", "resume=auto")
+    assert Local().steps(folder) == [4, 5]
+    assert Local().newest(folder) == (folder / "checkpoints" / "step-00000005", [])
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir())[1:2] == ["step-00000004-mine"]
+
+
+def test_a_fork_killed_before_its_first_checkpoint_starts_from_its_parent_again(tmp_path: Path) -> None:
+    run(tmp_path / "first", "train.max_steps=3")
+    fork = [f"resume={tmp_path}/first/checkpoints/step-00000003", "train.eval_every=null"]
+    with pytest.raises(KilledError):
+        kill_after(4, lambda: run(tmp_path / "second", *fork))
+    run(tmp_path / "second", "resume=auto", "train.eval_every=null")
+    assert [line["step"] for line in lines_of(tmp_path / "second")] == [4, 6]
+
+
+def test_an_evaluation_that_a_signal_cut_off_is_made_up_for(tmp_path: Path) -> None:
+    every = ["train.eval_every=2", "train.log_every=2", "checkpoint.monitor=val/loss", "checkpoint.mode=min"]
+    run(tmp_path / "whole", *every)
+    pause = training.pause
+
+    def stopped(session: Any) -> bool:
+        session.stop.number = signal.SIGTERM if session.progress.step == 4 else None
+        return pause(session)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(training, "pause", stopped)
+        run(tmp_path / "stopped", *every)
+    assert [line["step"] for line in lines_of(tmp_path / "stopped", "val")] == [2]
+    run(tmp_path / "stopped", *every, "resume=auto")
+    assert sorted(lines_of(tmp_path / "stopped", "val"), key=lambda line: line["step"]) == lines_of(
+        tmp_path / "whole", "val"
+    )
+
+
+def test_a_sweeps_folder_is_not_trained_into_twice(tmp_path: Path) -> None:
+    words = [*SMALL, "-m", "seed=0", f"hydra.sweep.dir={tmp_path}/sweep", "train.max_steps=1"]
+    assert main(["train", *words]) == 0
+    weights = weights_of(tmp_path / "sweep" / "0")
+    assert main(["train", *words, "optimizer.lr=0.5"]) == 2
+    assert read_status(tmp_path / "sweep" / "0")["state"] == "finished"
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in weights_of(tmp_path / "sweep" / "0").items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_saves_although_there_are_workers(tmp_path: Path, number: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runner", "train", *SMALL, "train.max_steps=100000", "data.workers=2", "hydra.run.dir=run"],
+        cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    status = read_status(tmp_path / "run")
+    assert (status["state"], status["exit_code"]) == ("stopped", 128 + number)
+    newest, _ = Local().newest(tmp_path / "run")
+    assert newest is not None and newest.name == f"step-{status['step']:08d}"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nothing of it is left
+
+
 def test_early_stopping_needs_rows_to_stop_by(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match="no val rows to stop by"):
         run(tmp_path / "run", *few_rows(tmp_path / "rows.jsonl", 8), "early_stopping.patience=1", base=CHAT)
@@ -314,6 +389,7 @@ def test_a_broken_picture_is_one_sentence_from_a_loader_worker_too(tmp_path: Pat
     with pytest.raises(Mistake) as told:
         run(tmp_path / "run", "data=jsonl", f"data.path={tmp_path}/rows.jsonl", f"data.workers={workers}")
     assert str(told.value).startswith("rows.jsonl:1 (id a): `image` item 1") and "\n" not in str(told.value)
+    assert read_status(tmp_path / "run")["exit_code"] == 2
 
 
 def test_the_best_and_the_last_checkpoints_stay(tmp_path: Path) -> None:

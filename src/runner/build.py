@@ -20,6 +20,7 @@ from runner.data.collate import Collate
 from runner.data.length import LengthReport, fit
 from runner.data.rows import check_modalities
 from runner.inventory import data_fingerprint, files_of
+from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
 from runner.models.llm import LanguageModel, LanguageModelSource, check_fits
 from runner.protocols import (
@@ -259,7 +260,8 @@ def build_objective(composed: Composed, frame: Frame, llm: LanguageModel, chat: 
         composed, "model", llm=llm, encoders=frame.encoders, projectors=projectors, fusion=frame.fusion, chat=chat
     )
     check_offers(objective, "model", Objective)
-    return objective
+    keep_frozen(objective)
+    return cast(Objective, objective)
 
 
 def build_fusion(composed: Composed, encoders: Mapping[str, Encoder], llm_width: int) -> InputFusion | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -61,7 +62,7 @@ class Local:
                 remove(place)
             beside.rename(place)
             sync(root)
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(beside, ignore_errors=True)
             last, _ = self.newest(folder)
             kept = f"the last good one is {last}" if last else "there is none yet"
@@ -70,7 +71,7 @@ class Local:
 
     def newest(self, folder: Path) -> tuple[Path | None, list[str]]:
         passed_over: list[str] = []
-        for place in sorted((folder / "checkpoints").glob("step-*"), reverse=True):
+        for place in reversed(places(folder)):
             fault = fault_of(place)
             if fault is None:
                 return place, passed_over
@@ -91,13 +92,28 @@ class Local:
         )
 
     def steps(self, folder: Path) -> list[int]:
-        return sorted(int(place.name.removeprefix("step-")) for place in (folder / "checkpoints").glob("step-*"))
+        return [int(place.name.removeprefix("step-")) for place in places(folder)]
 
     def prune(self, folder: Path, keep: Iterable[int]) -> None:
         kept = {f"step-{step:08d}" for step in keep}
-        for place in (folder / "checkpoints").glob("step-*"):
+        for place in places(folder):
             if place.name not in kept:
                 remove(place)
+
+    def cut_back(self, folder: Path, step: int) -> None:
+        for place in places(folder):
+            if int(place.name.removeprefix("step-")) > step or fault_of(place) is not None:
+                remove(place)
+        for pattern in (".tmp-*", ".del-*"):
+            for leftover in (folder / "checkpoints").glob(pattern):
+                shutil.rmtree(leftover)
+
+
+def places(folder: Path) -> list[Path]:
+    """The visible checkpoints, oldest first. Folders of other names are the user's own."""
+    return sorted(
+        place for place in (folder / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{8,}", place.name)
+    )
 
 
 def fault_of(path: Path) -> str | None:
@@ -173,17 +189,19 @@ def restore(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: P
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """An optimizer's state as `INDEX.NAME` tensors; scalars of one name (AdamW's step) stand in one vector each."""
+    """An optimizer's state as `INDEX.NAME` tensors; one that is a scalar for all (AdamW's step) is a vector."""
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, list[Tensor]] = {}
-    for index, state in sorted(optimizer.state_dict()["state"].items()):
+    states = sorted(optimizer.state_dict()["state"].items())
+    large = {name for _, state in states for name, value in state.items() if isinstance(value, Tensor) and value.dim()}
+    for index, state in states:
         for name, value in state.items():
             if not isinstance(value, Tensor):
                 raise Fault(
                     f"optimizer: {type(optimizer).__name__} keeps {name} as {type(value).__name__}, and only tensors "
                     "can be saved. Choose another optimizer."
                 )
-            if value.dim() == 0:
+            if name not in large:
                 scalars.setdefault(name, []).append(value)
             else:
                 tensors[f"{index}.{name}"] = value
@@ -191,15 +209,15 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Tensor], where: Path) -> None:
-    """Raises `Mistake` when a saved tensor does not belong to the parameter at its index."""
+    """Raises `Mistake` when there is state for more parameters than the optimizer has."""
     whole = optimizer.state_dict()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = sum(len(group["params"]) for group in optimizer.param_groups)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in saved.items():
         index, dot, key = name.partition(".")
         if dot:
-            if int(index) >= len(parameters) or tensor.shape != parameters[int(index)].shape:
-                raise Mistake(f"{where}: the optimizer's {name} {list(tensor.shape)} fits no parameter of this model.")
+            if int(index) >= parameters:
+                raise Mistake(f"{where}: the optimizer's {name} belongs to no parameter of this model.")
             state.setdefault(int(index), {})[key] = tensor
     for name, tensor in saved.items():
         if "." not in name:

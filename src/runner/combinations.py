@@ -82,12 +82,11 @@ def precision_on_device(tree: Tree) -> Iterator[str]:
     if precision not in ("fp16", "tf32") or device not in ("auto", "cpu", "cuda", "mps"):
         return
     found = available_device() if device == "auto" else device
-    needs = "an NVIDIA GPU" if precision == "tf32" else "a GPU"
-    if found == "cpu" or (found == "mps" and precision == "tf32"):
+    if found != "cuda":
         why = f"cluster.device={device}" + (
             f" finds {'none' if found == 'cpu' else 'another'}" if device == "auto" else ""
         )
-        yield f"precision={precision} needs {needs}, and {why}. Set precision=bf16 or precision=fp32."
+        yield f"precision={precision} needs an NVIDIA GPU, and {why}. Set precision=bf16 or precision=fp32."
 
 
 def available_device() -> str:

@@ -28,7 +28,7 @@ from runner.protocols import Mistake
 from runner.quoting import quote
 from runner.resolving import resolve
 from runner.schema import Check, own_arguments, section
-from runner.targets import build
+from runner.targets import build, check_hydra
 
 __all__ = ["CONF", "Composed", "Composer", "Report", "build", "compose", "own_arguments", "refuse_sweeps", "section"]
 
@@ -152,6 +152,7 @@ class Composer:
         with open_dict(task):
             del task["hydra"]
         choices = {key: option for key, option in hydra.runtime.choices.items() if not key.startswith("hydra/")}
+        report.composition += check_hydra(OmegaConf.to_container(hydra, resolve=False))
         tree = resolve(task, report.values)
         foreign_verbs = [file.stem for file in CONF.glob("*.yaml") if file.stem not in ("train", self.verb)]
         check = Check(self.plugin_folders, foreign_verbs)

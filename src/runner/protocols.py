@@ -256,6 +256,10 @@ class Checkpointer(Protocol):
         """Delete the checkpoints whose step is not in `keep`."""
         ...
 
+    def cut_back(self, folder: Path, step: int) -> None:
+        """Delete what a run that goes on after `step` must not find: later checkpoints, broken ones, leftovers."""
+        ...
+
 
 @dataclass(frozen=True)
 class CheckpointContent:

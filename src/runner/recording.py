@@ -34,6 +34,7 @@ class Recorder:
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._pending: tuple[dict[str, Any], list[str], dict[str, float], Callable[[], list[float]]] | None = None
+        self._weights: dict[str, float] = {}
         self.samples = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -58,15 +59,30 @@ class Recorder:
     def state(self) -> dict[str, Any]:
         """The open window, so that the line it goes into is the same after a resume. Reads the device."""
         sums = {name: float(value) for name, value in self._sums.items()}
-        return {"sums": sums, "counts": self._counts, "samples": self._samples, "tokens": self._tokens}
+        window = {"sums": sums, "counts": self._counts, "samples": self._samples, "tokens": self._tokens}
+        return window | {"run": [self.samples, self.tokens, self.seconds]}
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
         self._sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
         self._counts = dict(state["counts"])
         self._samples, self._tokens = state["samples"], state["tokens"]
+        self.samples, self.tokens, self.seconds = state["run"]
 
-    def add(self, terms: Mapping[str, Tensor], counts: Mapping[str, float], samples: int, tokens: int) -> None:
+    @property
+    def is_open(self) -> bool:
+        """Whether steps have been added since the last line."""
+        return self._samples > 0
+
+    def add(
+        self,
+        terms: Mapping[str, Tensor],
+        weights: Mapping[str, float],
+        counts: Mapping[str, float],
+        samples: int,
+        tokens: int,
+    ) -> None:
         """One optimizer step: this process's sums, and counts, samples and tokens over all processes."""
+        self._weights = dict(weights)
         for name, value in terms.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         for name, count in counts.items():
@@ -110,7 +126,9 @@ class Recorder:
         *sums, grad_norm, in_a_row, skipped = numbers()
         means = {name: total / max(counts[name], 1.0) for name, total in zip(names, sums, strict=True)}
         loss = means.pop("loss", None)
-        line = {"step": known["step"], "split": "train", "loss": loss if loss is not None else sum(means.values())}
+        if loss is None:
+            loss = sum(self._weights[name] * mean for name, mean in means.items())
+        line = {"step": known["step"], "split": "train", "loss": loss}
         return (
             line
             | means

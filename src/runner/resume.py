@@ -12,6 +12,7 @@ from torch import nn
 
 from runner.checkpoint import own_tensors, restore, restore_optimizer
 from runner.protocols import CheckpointContent, Mistake
+from runner.run_folder import read_json, refuse_a_second_run
 from runner.session import Progress
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ def within(key: str, names: Iterable[str]) -> bool:
 
 def told_changes(saved_config: Path, now: str, force: bool) -> list[Change]:
     """The changes that a person should hear of. Raises `Mistake` for those that make it another run, unless forced."""
+    if not saved_config.is_file():
+        raise Mistake(
+            f"{saved_config} is not there, so nobody can tell how the checkpoint was trained. Give a checkpoint inside "
+            "its run's folder."
+        )
     before, after = flat_config(saved_config.read_text(encoding="utf-8")), flat_config(now)
     changes = [
         Change(key, before.get(key), after.get(key))
@@ -94,6 +100,7 @@ def find_start(composed: Composed, folder: Path, parts: Parts) -> Start:
     """Raises `Mistake` where resume names nothing usable, or the run there was trained on something else."""
     given, checkpointer = parts.settings.run, parts.checkpointer
     if given.resume is None:
+        refuse_a_second_run(folder)  # a sweep's folder may have been used before
         return Start(None, None, None, ())
     named = Path(given.resume) if given.resume != "auto" else folder
     passed_over: list[str] = []
@@ -105,6 +112,9 @@ def find_start(composed: Composed, folder: Path, parts: Parts) -> Start:
             raise Mistake(f"resume={given.resume}: {named} has no whole checkpoint to go on from.\n{reasons}".rstrip())
         if path is not None and passed_over and given.resume != "auto":
             raise Mistake("\n".join(passed_over) + f"\nSet resume=auto to go on from {path}, or give a checkpoint.")
+    forked_from = read_json(folder / "environment.json").get("parent")
+    if path is None and forked_from:
+        path = Path(forked_from)  # a fork that was killed before it had a checkpoint of its own
     if path is None:
         return Start(
             None, None, None, (f"resume=auto: {folder} has no checkpoint yet, so it starts from the first step.",)

@@ -9,10 +9,11 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -33,7 +34,7 @@ PACKAGES = (
 
 
 def choose_folder(tree: Mapping[str, Any], run_dir: str | None) -> Path:
-    """The folder that a single run will have; nothing is made. `run_dir` is hydra.run.dir where the user gave one.
+    """The folder that a single run will have. `run_dir` is hydra.run.dir where the user gave one.
 
     Raises `Mistake` when the folder holds a run and resume does not say to go on.
     """
@@ -57,25 +58,32 @@ def choose_folder(tree: Mapping[str, Any], run_dir: str | None) -> Path:
             )
     if run_dir is not None:
         folder = Path(run_dir)
-        if resume != "auto" and (folder / "config.yaml").is_file():
-            raise Mistake(
-                f"{folder} holds a run already. Set resume=auto to go on with it, or give another hydra.run.dir."
-            )
+        if resume != "auto":
+            refuse_a_second_run(folder)
         return folder
     if resume == "auto":
         for folder in sorted(Path("outputs", name).glob("*/"), reverse=True):
-            if read_status(folder).get("state") not in (None, "finished") and not is_locked(folder):
+            began = (folder / "config.yaml").is_file()
+            if began and read_status(folder).get("state") != "finished" and not is_locked(folder):
                 return folder
     return free_folder(Path("outputs", name))
 
 
 def free_folder(parent: Path) -> Path:
-    """`parent/<date>_<time>`, with `_2` and so on when it is taken."""
+    """Make `parent/<date>_<time>`, with `_2` and so on when it is taken, also by a process of the same moment."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder, k = parent / stamp, 2
-    while folder.exists():
-        folder, k = parent / f"{stamp}_{k}", k + 1
-    return folder
+    for k in count(1):
+        folder = parent / (stamp if k == 1 else f"{stamp}_{k}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError("there is always a next number")
+
+
+def refuse_a_second_run(folder: Path) -> None:
+    """Raises `Mistake` when a run has begun in the folder."""
+    if (folder / "config.yaml").is_file():
+        raise Mistake(f"{folder} holds a run already. Set resume=auto to go on with it, or give another folder.")
 
 
 def is_locked(folder: Path) -> bool:
@@ -121,13 +129,16 @@ def record_failure(folder: Path, exit_code: int, error: str) -> None:
 class RunFolder:
     """The folder of a run that this process holds the lock of. Use `open_run`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lock: int) -> None:
         self.path = path
+        self.lock = lock
+        """The lock's file descriptor, which a forked process must not keep."""
         self._metrics: IO[str] | None = None
 
-    def begin(self, saved_config: str, parent: Path | None, step: int) -> None:
-        """Write what the run is, and take back what an earlier life wrote after `step`."""
-        self._cut_metrics(step)
+    def begin(self, saved_config: str, parent: Path | None, step: int, owes_evaluation: bool) -> None:
+        """Write what the run is, and take back what an earlier life wrote after `step`, or has still to do there."""
+        owed = {(step, "val")} if owes_evaluation else set()
+        self._cut_metrics(lambda line: line["step"] <= step and (line["step"], line["split"]) not in owed)
         (self.path / "config.yaml").write_text(saved_config, encoding="utf-8")
         file = self.path / "environment.json"
         before = read_json(file).get("parent")  # a fork that goes on in place is a fork still
@@ -145,16 +156,16 @@ class RunFolder:
             self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._metrics.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-    def _cut_metrics(self, step: int) -> None:
-        """Take back what was written after `step`, and half a line that a kill left."""
+    def _cut_metrics(self, stays: Callable[[dict[str, Any]], bool]) -> None:
+        """Take back the lines that do not stay, and half a line that a kill left."""
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return
         kept = []
-        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in file.read_text(encoding="utf-8").split("\n"):
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
+                if stays(json.loads(line)):
+                    kept.append(line + "\n")
             except ValueError:
                 continue
         beside = file.with_name(".metrics.jsonl")
@@ -182,11 +193,12 @@ def open_run(path: Path) -> Iterator[RunFolder]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
-        run = RunFolder(path)
+        run = RunFolder(path, lock.fileno())
         try:
             yield run
         finally:
             run.close()
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing alone would leave it to a forked process that is still there
 
 
 def environment() -> dict[str, Any]:

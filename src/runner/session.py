@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -35,9 +36,15 @@ class Progress:
     last: dict[str, float] = field(default_factory=dict)
     """The metrics of the last evaluation, and its step."""
     best: dict[str, float] = field(default_factory=dict)
+    monitored: str = ""
+    """checkpoint.monitor and its mode: what best, scores and the count below are about."""
     scores: dict[int, float] = field(default_factory=dict)
-    """checkpoint.monitor by the step of its evaluation."""
+    """The monitored metric by the step of its evaluation."""
     without_improvement: int = 0
+    """Evaluations since the monitored metric was better than `to_beat` by early_stopping.min_delta."""
+    to_beat: float | None = None
+    owes_evaluation: bool = False
+    """A signal stopped the run where an evaluation was due."""
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     wall_s: float = 0.0
@@ -48,14 +55,23 @@ class Progress:
         """`metrics` by `split/name`. A metric that is not a number counts as no improvement."""
         self.last = {**metrics, "step": self.step}
         score = metrics.get(checkpoint.monitor, float("nan"))
-        gain = (-1 if checkpoint.mode == "min" else 1) * (score - self.best.get(checkpoint.monitor, float("nan")))
-        if score == score:
-            self.scores[self.step] = score
-            if not self.best or gain > min_delta:
-                self.best = dict(self.last)
-                self.without_improvement = 0
-                return
+        sign = 1 if checkpoint.mode == "max" else -1
         self.without_improvement += 1
+        if math.isnan(score):
+            return
+        self.scores[self.step] = score
+        if not self.best or sign * (score - self.best[checkpoint.monitor]) > 0:
+            self.best = dict(self.last)
+        if self.to_beat is None or sign * (score - self.to_beat) > min_delta:
+            self.to_beat = score
+            self.without_improvement = 0
+
+    def watch(self, checkpoint: Checkpoint) -> None:
+        """Forget what was best by another metric, after a resume with another checkpoint.monitor."""
+        monitored = f"{checkpoint.monitor} {checkpoint.mode}"
+        if self.monitored != monitored:
+            self.monitored, self.best, self.scores = monitored, {}, {}
+            self.without_improvement, self.to_beat = 0, None
 
     def kept_steps(self, checkpoint: Checkpoint, steps: list[int]) -> set[int]:
         """Of the checkpoints' steps: the last ones and the best ones."""

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -36,6 +36,7 @@ ROOMS = {
 }
 """Seat: the module or package that its own parts stand in."""
 
+HYDRAS_OWN = ("hydra._internal.", "hydra_plugins.")
 THIRD_PARTIES = ("torch", "transformers", "peft")
 MODULE, OPTIMIZER, PEFT_CONFIG = "torch.nn.Module", "torch.optim.Optimizer", "peft.PeftConfig"
 KINDS = {
@@ -211,3 +212,18 @@ def _build_inside(value: Any, plugin_folders: Sequence[Path], runtime: Mapping[s
     if isinstance(value, list):
         return [_build_inside(one, plugin_folders, runtime) for one in value]
     return value
+
+
+def check_hydra(node: Any) -> Iterator[str]:
+    """Hydra's own node can name code too: callbacks, loggers, a launcher, a sweeper. `node`: plain containers."""
+    if node.get("callbacks"):
+        yield "hydra.callbacks would run code that a config names. Take it away."
+    for name in ("launcher", "sweeper"):
+        target = str((node.get(name) or {}).get("_target_", HYDRAS_OWN[0]))
+        if not target.startswith(HYDRAS_OWN):
+            yield f"hydra.{name}._target_: {target} is no {name} of Hydra or an installed plugin. Take it away."
+    for name in ("job_logging", "hydra_logging"):
+        logging = node.get(name) or {}
+        parts = [part for key in ("formatters", "handlers") for part in (logging.get(key) or {}).values()]
+        if any("()" in part or not str(part.get("class", "logging.")).startswith("logging.") for part in parts):
+            yield f"hydra.{name} would run code that a config names; a run's log is its train.log. Take it away."

@@ -6,12 +6,16 @@ its count over all micro-batches and processes of the step, so the curve is the 
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +37,7 @@ from runner.recording import Recorder
 from runner.resume import continue_from, find_start, flat_config
 from runner.run_folder import open_run
 from runner.session import Gate, Progress, Session, save
-from runner.signals import stop_on_signal
+from runner.signals import CAUGHT, stop_on_signal
 from runner.terminal import Terminal
 
 
@@ -57,7 +61,9 @@ def train(composed: Composed, folder: Path) -> dict[str, Any]:
         progress, recorder = Progress(), Recorder(accelerator)
         if start.content is not None:
             continue_from(start, parts, progress, recorder, accelerator)
-        run.begin(composed.saved, start.parent, progress.step)
+        progress.watch(given.checkpoint)
+        parts.checkpointer.cut_back(folder, progress.step)
+        run.begin(composed.saved, start.parent, progress.step, progress.owes_evaluation)
         steps = given.train.max_steps or (given.train.epochs or 0) * steps_per_epoch(
             len(parts.examples["train"]), given.train.batch_size
         )
@@ -95,9 +101,11 @@ def loop(session: Session) -> None:
     accelerator, model, optimizer = session.accelerator, session.model, session.optimizer
     trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gate = session.gate
-    began, first = time.monotonic(), progress.step
-    if patience_is_spent(session):  # stopped early before a kill
+    if progress.owes_evaluation:
+        hold_out(session)
+    if patience_is_spent(session):  # also of a run that was killed after its early stop
         return
+    began, first = time.monotonic(), progress.step
     model.train()
     recorder.restart_clock()
     with session.terminal.progress(progress.step, session.total_steps):
@@ -108,6 +116,7 @@ def loop(session: Session) -> None:
             # 2. Forward and backward; gradients cross processes on the last micro-batch only. Dropout is a function of
             #    the seed, the step, the process and the micro-batch, so nothing of it needs to be saved.
             sums: dict[str, Tensor] = {}
+            weights: dict[str, float] = {}
             for k, batch in enumerate(micro_batches):
                 reseed(accelerator.device, given.run.seed, "step", step, accelerator.process_index, k)
                 with nullcontext() if k == len(micro_batches) - 1 else accelerator.no_sync(model):
@@ -119,6 +128,7 @@ def loop(session: Session) -> None:
                     accelerator.backward(torch.stack(scaled).sum())
                 for name, term in terms.items():
                     sums[name] = sums[name] + term.sum.detach() if name in sums else term.sum.detach()
+                    weights[name] = term.weight
 
             # 3. Update. A gradient that is not finite leaves the weights as they are.
             grad_norm = accelerator.clip_grad_norm_(trainable, given.train.clip_norm or float("inf"))
@@ -129,17 +139,25 @@ def loop(session: Session) -> None:
             progress.step = step + 1
 
             # 4. Record. The numbers stay on the device and are read one line later.
-            recorder.add(sums, counts, samples=len(rows), tokens=sum(len(row.input_ids) for row in rows))
+            recorder.add(sums, weights, counts, len(rows), sum(len(row.input_ids) for row in rows))
             done = progress.step == session.total_steps
+            line = partial(
+                recorder.line,
+                step=progress.step,
+                lr=optimizer.param_groups[0]["lr"],
+                grad_norm=grad_norm,
+                skipped=gate.skipped,
+                ids=[row.id for row in rows] if given.train.log_ids else None,
+            )
             if given.train.log_ids or progress.step % given.train.log_every == 0 or done:
-                ids = [row.id for row in rows] if given.train.log_ids else None
-                lr = optimizer.param_groups[0]["lr"]
-                log_train(session, recorder.line(progress.step, lr, grad_norm, gate.skipped, ids))
+                log_train(session, line())
             seconds_a_step = (time.monotonic() - began) / (progress.step - first)
             session.terminal.advance(progress.step, seconds_a_step * (session.total_steps - progress.step))
 
             # 5. Now and then: evaluate, save, stop.
             if not done and pause(session):
+                if recorder.is_open:
+                    log_train(session, line())
                 break
     log_train(session, recorder.flush())
 
@@ -158,6 +176,7 @@ def steps_of(session: Session) -> Iterator[tuple[int, list[Any], list[Batch]]]:
             batch_sampler=sampler,
             collate_fn=session.parts.collate,
             num_workers=given.data.workers,
+            worker_init_fn=partial(start_worker, session.run.lock),
             generator=torch.Generator(),  # of its own, or making the iterator would draw from the global one
         )
     )
@@ -168,6 +187,14 @@ def steps_of(session: Session) -> Iterator[tuple[int, list[Any], list[Batch]]]:
         except Mistake as mistake:  # one from a loader worker carries that worker's traceback before its sentence
             raise Mistake(str(mistake).rpartition("runner.protocols.Mistake: ")[2].strip()) from mistake
         yield step, [examples[index] for index in indices], micro_batches
+
+
+def start_worker(lock: int, worker: int) -> None:
+    """In a loader worker: signals are the run's to handle, and the run's lock is not held here."""
+    for number in CAUGHT:
+        signal.signal(number, signal.SIG_IGN)
+    if multiprocessing.get_start_method() == "fork":  # else the number may be another file's
+        os.close(lock)
 
 
 def total_counts(session: Session, micro_batches: list[Batch]) -> dict[str, float]:
@@ -213,6 +240,7 @@ def pause(session: Session) -> bool:
         return False
     log_train(session, session.recorder.flush())
     session.recorder.stop_clock()
+    session.progress.owes_evaluation = evaluates
     if evaluates and not stop:
         hold_out(session)
     save(session)
@@ -238,6 +266,7 @@ def patience_is_spent(session: Session) -> bool:
 def hold_out(session: Session) -> None:
     """Evaluate on the val rows; unless an earlier life has, log it and remember whether it was the best."""
     parts, given, progress = session.parts, session.parts.settings, session.progress
+    progress.owes_evaluation = False
     if not parts.examples.get("val"):
         return
     batch_size = given.evaluation.batch_size or given.micro_batch_size

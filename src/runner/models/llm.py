@@ -137,13 +137,16 @@ class Pretrained:
         return self._read("a config", AutoConfig.from_pretrained).get_text_config()
 
     def load(self) -> PreTrainedModel:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        return self._read(
+        model = self._read(
             "a causal language model", AutoModelForCausalLM.from_pretrained, dtype=getattr(torch, self.dtype)
         )
+        # Else generation takes what is not said from the folder's own: a repetition penalty would make greedy another.
+        model.generation_config = GenerationConfig()
+        return cast("PreTrainedModel", model)
 
     def skeleton(self) -> PreTrainedModel:
         from transformers import AutoConfig, AutoModelForCausalLM

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
 class Lora:
     def __init__(
         self,
@@ -96,13 +99,14 @@ def is_linear(module: nn.Module) -> bool:
 
 def check_targets(model: nn.Module, targets: list[str]) -> None:
     """Raises `Mistake` for a name that no linear layer of the model ends with: PEFT passes over it in silence."""
-    names = [name for name, module in model.named_modules() if name]
     ends = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if is_linear(module)})
     lines = []
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        matched = [module for name, module in model.named_modules() if name and f".{name}".endswith(f".{target}")]
+        if not any(isinstance(module, ADAPTABLE) or is_linear(module) for module in matched):
             near = difflib.get_close_matches(target, ends, 1)
             hint = f"did you mean {near[0]}?" if near else f"its linear layers are {', '.join(ends)}."
-            lines.append(f"lora.target_modules: {target} matches no module of {type(model).__name__}; {hint}")
+            what = "no module" if not matched else f"only {type(matched[0]).__name__}, which LoRA cannot adapt, "
+            lines.append(f"lora.target_modules: {target} matches {what} of {type(model).__name__}; {hint}")
     if lines:
         raise Mistake("\n".join(lines))
