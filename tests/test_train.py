@@ -337,9 +337,48 @@ def test_an_evaluation_that_a_signal_cut_off_is_made_up_for(tmp_path: Path) -> N
         run(tmp_path / "stopped", *every)
     assert [line["step"] for line in lines_of(tmp_path / "stopped", "val")] == [2]
     run(tmp_path / "stopped", *every, "resume=auto")
-    assert sorted(lines_of(tmp_path / "stopped", "val"), key=lambda line: line["step"]) == lines_of(
-        tmp_path / "whole", "val"
+    assert lines_of(tmp_path / "stopped", "val") == lines_of(tmp_path / "whole", "val")
+
+
+def test_a_signal_ends_an_evaluation_and_the_run_goes_on_exactly(tmp_path: Path) -> None:
+    """The last evaluation: all steps are done, and what is left is made up for."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(whole, *WITH_CHANCE)
+    predict = instruct.Instruct.predict
+
+    def send(self: Any, batch: Any) -> Any:
+        if len(lines_of(stopped)) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(instruct.Instruct, "predict", send)
+        run(stopped, *WITH_CHANCE, "evaluation.batch_size=4")
+    assert read_status(stopped)["state"] == "stopped" and read_status(stopped)["step"] == 6
+    run(stopped, *WITH_CHANCE, "resume=auto")
+    assert_same_weights(whole, stopped)
+    assert [line["step"] for line in lines_of(stopped, "val")] == [3, 6]
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
+    words = [*SMALL, "train.max_steps=30", "train.log_every=1", "hydra.run.dir=run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runner", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert read_status(tmp_path / "run")["state"] == "finished"
+    assert "Held-out questions" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_run_is_not_resumed_behind_where_it_stands(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(Mistake, match="stands at step 6, past the 3"):
+        run(tmp_path / "run", "train.max_steps=3", "resume=auto")
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
 
 
 def test_a_sweeps_folder_is_not_trained_into_twice(tmp_path: Path) -> None:
@@ -354,7 +393,7 @@ def test_a_sweeps_folder_is_not_trained_into_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_saves_although_there_are_workers(tmp_path: Path, number: int) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "runner", "train", *SMALL, "train.max_steps=100000", "data.workers=2", "hydra.run.dir=run"],
+        [sys.executable, "-m", "runner", *SMALL, "train.max_steps=100000", "data.workers=2", "hydra.run.dir=run"],
         cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     metrics = tmp_path / "run" / "metrics.jsonl"

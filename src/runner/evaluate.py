@@ -5,7 +5,7 @@ Every row counts once, whatever the batch size and the number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -40,25 +40,37 @@ def evaluate(
     collate: Collate,
     batch_size: int,
     accelerator: Accelerator,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], list[Prediction]]:
-    """Metrics by name (`loss`, `exact_match`) and the predictions in the order of `prompts`."""
+    """Metrics by name (`loss`, `exact_match`) and the predictions in the order of `prompts`.
+
+    `check_stop` is called between batches; what it raises ends the evaluation.
+    """
     with evaluation_mode(objective), accelerator.autocast():  # type: ignore[arg-type]
-        metrics = losses(objective, examples, collate, batch_size, accelerator)
-        mine = share(prompts, accelerator)
-        said = [one for batch in batches(mine, batch_size) for one in objective.predict(collate(batch))]
+        metrics = losses(objective, examples, collate, batch_size, accelerator, check_stop)
+        said: list[Prediction] = []
+        for batch in batches(share(prompts, accelerator), batch_size):
+            check_stop()
+            said += objective.predict(collate(batch))
     by_id = {one.id: one for one in gather_object(said)}
     predictions = [by_id[prompt.id] for prompt in prompts]
     return metrics | objective.metrics(predictions), predictions
 
 
 def losses(
-    objective: Objective, examples: Sequence[Example], collate: Collate, batch_size: int, accelerator: Accelerator
+    objective: Objective,
+    examples: Sequence[Example],
+    collate: Collate,
+    batch_size: int,
+    accelerator: Accelerator,
+    check_stop: Callable[[], None],
 ) -> dict[str, float]:
     """Each term's mean over its whole count, and `loss`, their weighted sum where there are several."""
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     weights: dict[str, float] = {}
     for chunk in batches(share(examples, accelerator), batch_size):
+        check_stop()
         batch = collate(chunk)
         for name, count in objective.counts(batch).items():
             counts[name] = counts.get(name, 0.0) + count

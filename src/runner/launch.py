@@ -179,7 +179,7 @@ def attempt(work: Callable[[], None], folder: Path | None) -> int:
         work()
         return DONE
     except Stopped as error:
-        print(error, file=sys.stderr)
+        tell(str(error), folder)
         raise SystemExit(128 + error.signal) from error
     except Mistake as error:
         code, text = MISTAKE, str(error)
@@ -191,10 +191,18 @@ def attempt(work: Callable[[], None], folder: Path | None) -> int:
             with (folder / "train.log").open("a", encoding="utf-8") as log:
                 log.write(traceback.format_exc())
             text = f"{text}\nThe traceback is in {folder / 'train.log'}."
-    print(text, file=sys.stderr)
     if folder is not None:
         record_failure(folder, code, text)
+    tell(text, folder)
     return code
+
+
+def tell(text: str, folder: Path | None) -> None:
+    """On stderr, and in the run's train.log."""
+    if folder is not None:
+        with (folder / "train.log").open("a", encoding="utf-8") as log:
+            log.write(text + "\n")
+    print(text, file=sys.stderr)
 
 
 def call(verb: str, composed: Composed, folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,25 +16,33 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from runner.protocols import Prediction
 
 PLAIN_WIDTH = 120
+WIDE = 110
+"""Columns from which on the bar shows more than step, loss and time."""
 SECONDS_BETWEEN_LINES = 2.0
+
+
+class Screen(Console):
+    """A terminal, or whatever stdout is; a reader that goes away (`| head`) silences it and does not end the run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Terminal:
     """Prints to the terminal and, without colour, to a run's train.log; carries the `runner` loggers there as well."""
 
-    def __init__(self, log: Path, level: str, quiet: bool = False) -> None:
+    def __init__(self, log: Path, level: str) -> None:
         self._log = log.open("a", encoding="utf-8", buffering=1)
         self._file = Console(file=self._log, width=PLAIN_WIDTH, no_color=True, soft_wrap=True)
-        shown = Console(quiet=quiet, soft_wrap=True, highlight=False)
-        self.interactive = shown.is_terminal and not quiet
-        self._shown = (
-            shown if shown.is_terminal else Console(file=sys.stdout, width=PLAIN_WIDTH, soft_wrap=True, quiet=quiet)
-        )
+        shown = Screen(soft_wrap=True, highlight=False)
+        self.interactive = shown.is_terminal
+        self._shown = shown if shown.is_terminal else Screen(file=sys.stdout, width=PLAIN_WIDTH, soft_wrap=True)
         self._progress: Progress | None = None
         self._last_line = 0.0
         self._seconds_left = 0.0
@@ -74,10 +83,10 @@ class Terminal:
             yield
             return
         columns = (
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[metrics]}"),
-            TextColumn("{task.fields[left]}"),
+            TextColumn("step {task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=10 if self._shown.width < WIDE else None),
+            TextColumn("{task.fields[metrics]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True)),
         )
         with Progress(*columns, console=self._shown) as self._progress:
             self._progress.add_task("train", total=total, completed=start, metrics="", left="")
@@ -94,7 +103,8 @@ class Terminal:
         """A line of training: on the bar, or as a line of its own where there is no bar."""
         text, step = line_of(line), line["step"]
         if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], metrics=text)
+            fits = text if self._shown.width >= WIDE else text.split("  ")[0]
+            self._progress.update(self._progress.task_ids[0], metrics=fits)
         plain = f"step {step}/{total}  {text}" + (f"  {clock(self._seconds_left)} left" if step < total else "")
         self._file.print(escape(plain))
         now = time.monotonic()

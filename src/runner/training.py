@@ -61,12 +61,16 @@ def train(composed: Composed, folder: Path) -> dict[str, Any]:
         progress, recorder = Progress(), Recorder(accelerator)
         if start.content is not None:
             continue_from(start, parts, progress, recorder, accelerator)
-        progress.watch(given.checkpoint)
-        parts.checkpointer.cut_back(folder, progress.step)
-        run.begin(composed.saved, start.parent, progress.step, progress.owes_evaluation)
         steps = given.train.max_steps or (given.train.epochs or 0) * steps_per_epoch(
             len(parts.examples["train"]), given.train.batch_size
         )
+        if progress.step > steps:
+            raise Mistake(
+                f"The run stands at step {progress.step:,}, past the {steps:,} that it is to have. Raise that."
+            )
+        progress.watch(given.checkpoint)
+        parts.checkpointer.cut_back(folder, progress.step)
+        run.begin(composed.saved, start.parent, progress.step, progress.owes_evaluation)
         gate = Gate(optimizer, accelerator, progress)
         session = Session(
             parts, run, terminal, stop, accelerator, precision, model, optimizer, gate, progress, recorder, steps, began
@@ -233,25 +237,32 @@ def log(session: Session, line: Mapping[str, Any]) -> None:
 
 def pause(session: Session) -> bool:
     """What may happen between two steps; True when early stopping ends the run."""
-    given, step, stop = session.parts.settings, session.progress.step, session.stop.number
+    given, step = session.parts.settings, session.progress.step
     evaluates = given.train.eval_every is not None and step % given.train.eval_every == 0
     saves = given.checkpoint.every is not None and step % given.checkpoint.every == 0
-    if not (evaluates or saves or stop):
+    if not (evaluates or saves or session.stop.number):
         return False
     log_train(session, session.recorder.flush())
     session.recorder.stop_clock()
     session.progress.owes_evaluation = evaluates
-    if evaluates and not stop:
+    if session.stop.number:
+        stop_here(session)
+    if evaluates:
         hold_out(session)
     save(session)
-    if stop:
-        session.run.write_status("stopped", step, exit_code=128 + stop)
-        raise Stopped(
-            stop, f"Stopped by signal {stop} after step {step}; resume={session.run.path} goes on from there."
-        )
     session.recorder.restart_clock()
     session.model.train()
     return evaluates and patience_is_spent(session)
+
+
+def stop_here(session: Session) -> None:
+    """Save, and end the run as a signal asked for."""
+    save(session)
+    step, number = session.progress.step, session.stop.number or 0
+    session.run.write_status("stopped", step, exit_code=128 + number)
+    raise Stopped(
+        number, f"Stopped by signal {number} after step {step}; resume={session.run.path} goes on from there."
+    )
 
 
 def patience_is_spent(session: Session) -> bool:
@@ -264,16 +275,29 @@ def patience_is_spent(session: Session) -> bool:
 
 
 def hold_out(session: Session) -> None:
-    """Evaluate on the val rows; unless an earlier life has, log it and remember whether it was the best."""
+    """Evaluate on the val rows, if there are any, log it, and remember whether it was the best."""
     parts, given, progress = session.parts, session.parts.settings, session.progress
-    progress.owes_evaluation = False
     if not parts.examples.get("val"):
+        progress.owes_evaluation = False
         return
+    progress.owes_evaluation = True
+
+    def check_stop() -> None:
+        if session.stop.number:
+            stop_here(session)
+
     batch_size = given.evaluation.batch_size or given.micro_batch_size
     metrics, session.predictions = evaluate(
-        parts.objective, parts.examples["val"], parts.prompts, parts.collate, batch_size, session.accelerator
+        parts.objective,
+        parts.examples["val"],
+        parts.prompts,
+        parts.collate,
+        batch_size,
+        session.accelerator,
+        check_stop,
     )
-    if progress.last.get("step") == progress.step:
+    progress.owes_evaluation = False
+    if progress.last.get("step") == progress.step:  # a finished run's earlier life has
         return
     log(session, {"step": progress.step, "split": "val"} | metrics)
     named = {f"val/{name}": value for name, value in metrics.items()}
