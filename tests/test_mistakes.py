@@ -94,7 +94,7 @@ MISTAKES = [
     ("train.max_steps=null", ["both null", "exactly one"]),
     ("train.batch_size=64 train.micro_batch_size=7", ["not a multiple of train.micro_batch_size=7"]),
     ("cluster.num_processes=2", ["cluster=local is one process"]),
-    ("precision=fp16 cluster.device=cpu", ["precision=fp16 needs a GPU"]),
+    ("precision=fp16 cluster.device=cpu", ["precision=fp16 needs an NVIDIA GPU"]),
     ("precision=tf32 cluster.device=cpu", ["precision=tf32 needs an NVIDIA GPU"]),
     ("model=chat fusion=prefix", ["fusion: model=chat has no such seat; it has llm, lora"]),
     ("model=chat +encoder/image=patch", ["encoder: model=chat has no such seat"]),
