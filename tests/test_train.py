@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -429,6 +430,7 @@ def test_a_broken_picture_is_one_sentence_from_a_loader_worker_too(tmp_path: Pat
         run(tmp_path / "run", "data=jsonl", f"data.path={tmp_path}/rows.jsonl", f"data.workers={workers}")
     assert str(told.value).startswith("rows.jsonl:1 (id a): `image` item 1") and "\n" not in str(told.value)
     assert read_status(tmp_path / "run")["exit_code"] == 2
+    assert multiprocessing.active_children() == []
 
 
 def test_the_best_and_the_last_checkpoints_stay(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def describe(report: LengthReport) -> str:
     return text + "."
 
 
-def closing(session: Session, summary: dict[str, Any]) -> None:
+def conclude(session: Session, summary: dict[str, Any]) -> None:
     """The last evaluation, the best one, and where everything lies."""
     terminal, folder = session.terminal, session.run.path
     for title, metrics in (("Last", summary["last"]), ("Best", summary["best"])):

@@ -12,8 +12,8 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from runner.announce import announce, closing
+from runner.announce import announce, conclude
 from runner.build import build, read_settings
 from runner.config import Composed
 from runner.data.order import ExampleSet, MicroBatchSampler, deal, rows_of_step, steps_per_epoch
@@ -112,8 +112,8 @@ def loop(session: Session) -> None:
     began, first = time.monotonic(), progress.step
     model.train()
     recorder.restart_clock()
-    with session.terminal.progress(progress.step, session.total_steps):
-        for step, rows, micro_batches in steps_of(session):
+    with session.terminal.progress(progress.step, session.total_steps), closing(steps_of(session)) as steps:
+        for step, rows, micro_batches in steps:
             # 1. What the step's sums are divided by: the targets in all its micro-batches, on all processes.
             counts = total_counts(session, micro_batches)
 
@@ -166,7 +166,7 @@ def loop(session: Session) -> None:
     log_train(session, recorder.flush())
 
 
-def steps_of(session: Session) -> Iterator[tuple[int, list[Any], list[Batch]]]:
+def steps_of(session: Session) -> Generator[tuple[int, list[Any], list[Batch]], None, None]:
     """(step, the rows of it over all processes, this process's micro-batches) for each step that is left."""
     given, examples, accelerator = session.parts.settings, session.parts.examples["train"], session.accelerator
     layout = (len(examples), given.train.batch_size)
@@ -184,13 +184,17 @@ def steps_of(session: Session) -> Iterator[tuple[int, list[Any], list[Batch]]]:
             generator=torch.Generator(),  # of its own, or making the iterator would draw from the global one
         )
     )
-    for step in range(session.progress.step, session.total_steps):
-        _, indices = rows_of_step(step, *layout, given.run.seed, given.data.order)
-        try:
-            micro_batches = [next(batches) for _ in deal(indices, *share)]
-        except Mistake as mistake:  # one from a loader worker carries that worker's traceback before its sentence
-            raise Mistake(str(mistake).rpartition("runner.protocols.Mistake: ")[2].strip()) from mistake
-        yield step, [examples[index] for index in indices], micro_batches
+    try:
+        for step in range(session.progress.step, session.total_steps):
+            _, indices = rows_of_step(step, *layout, given.run.seed, given.data.order)
+            try:
+                micro_batches = [next(batches) for _ in deal(indices, *share)]
+            except Mistake as mistake:  # one from a loader worker carries that worker's traceback before its sentence
+                raise Mistake(str(mistake).rpartition("runner.protocols.Mistake: ")[2].strip()) from mistake
+            yield step, [examples[index] for index in indices], micro_batches
+    finally:
+        # Workers ignore SIGTERM, which is how Python ends children at its exit: they are told to stop while that works.
+        getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 def start_worker(lock: int, worker: int) -> None:
@@ -339,7 +343,7 @@ def close(session: Session) -> dict[str, Any]:
         "checkpoint": str(checkpoint),
     }
     session.run.write_summary(summary)
-    closing(session, summary)
+    conclude(session, summary)
     return summary
 
 
