@@ -108,6 +108,10 @@ def read_flags(verb: str, words: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse_intermixed_args(list(words))
     if sum(word.partition("=")[0] in ("--config-dir", "-cd") for word in words) > 1:
         raise Mistake("--config-dir is given twice, but there can be one such folder. Put the files into one.")
+    if flags.experimental_rerun is not None:
+        raise Mistake(
+            "--experimental-rerun would run a pickle, which may hold any code. Give the overrides themselves."
+        )
     if flags.config_path is not None:
         raise Mistake("--config-path would replace every option of runner. Add a folder of your own by --config-dir.")
     if flags.config_dir is not None:

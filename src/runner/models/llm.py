@@ -141,9 +141,14 @@ class Pretrained:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        model = self._read(
-            "a causal language model", AutoModelForCausalLM.from_pretrained, dtype=getattr(torch, self.dtype)
-        )
+        dtype = getattr(torch, self.dtype)
+        what, read = "a causal language model", AutoModelForCausalLM.from_pretrained
+        model, loaded = self._read(what, read, dtype=dtype, output_loading_info=True)
+        if missing := sorted(loaded["missing_keys"]):
+            raise Mistake(
+                f"llm.path={self.path}: the folder lacks {len(missing)} of the model's tensors ({missing[0]}), which "
+                "would be random. Give one with all its weights."
+            )
         # Else generation takes what is not said from the folder's own: a repetition penalty would make greedy another.
         model.generation_config = GenerationConfig()
         return cast("PreTrainedModel", model)
