@@ -22,7 +22,7 @@ SOURCE = ROOT / "src"
 
 ROOMS = {
     "front": ("", "__main__", "cli", "completion", "launch", "verbs"),
-    "verbs": ("training", "show", "evaluate", "announce"),
+    "verbs": ("training", "show", "evaluate", "announce", "feed"),
     "run": ("session", "resume", "recording"),
     "build": ("build", "inventory"),
     "composition": (

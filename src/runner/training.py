@@ -6,13 +6,10 @@ its count over all micro-batches and processes of the step, so the curve is the 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import resource
-import signal
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -22,13 +19,13 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from runner.announce import announce, conclude
 from runner.build import build, read_settings
 from runner.config import Composed
-from runner.data.order import ExampleSet, MicroBatchSampler, deal, rows_of_step, steps_per_epoch
+from runner.data.order import steps_per_epoch
 from runner.evaluate import evaluate
+from runner.feed import steps_of
 from runner.inventory import components_of
 from runner.models.initialization import reseed
 from runner.precision import start_accelerator
@@ -37,7 +34,7 @@ from runner.recording import Recorder
 from runner.resume import continue_from, find_start, flat_config
 from runner.run_folder import open_run
 from runner.session import Gate, Progress, Session, save
-from runner.signals import CAUGHT, stop_on_signal
+from runner.signals import stop_on_signal
 from runner.terminal import Terminal
 
 
@@ -164,45 +161,6 @@ def loop(session: Session) -> None:
                     log_train(session, line())
                 break
     log_train(session, recorder.flush())
-
-
-def steps_of(session: Session) -> Generator[tuple[int, list[Any], list[Batch]], None, None]:
-    """(step, the rows of it over all processes, this process's micro-batches) for each step that is left."""
-    given, examples, accelerator = session.parts.settings, session.parts.examples["train"], session.accelerator
-    layout = (len(examples), given.train.batch_size)
-    share = (given.micro_batch_size, accelerator.num_processes, accelerator.process_index)
-    sampler = MicroBatchSampler(
-        session.progress.step, session.total_steps, *layout, *share, given.run.seed, given.data.order
-    )
-    batches = iter(
-        DataLoader(
-            ExampleSet(examples),
-            batch_sampler=sampler,
-            collate_fn=session.parts.collate,
-            num_workers=given.data.workers,
-            worker_init_fn=partial(start_worker, session.run.lock),
-            generator=torch.Generator(),  # of its own, or making the iterator would draw from the global one
-        )
-    )
-    try:
-        for step in range(session.progress.step, session.total_steps):
-            _, indices = rows_of_step(step, *layout, given.run.seed, given.data.order)
-            try:
-                micro_batches = [next(batches) for _ in deal(indices, *share)]
-            except Mistake as mistake:  # one from a loader worker carries that worker's traceback before its sentence
-                raise Mistake(str(mistake).rpartition("runner.protocols.Mistake: ")[2].strip()) from mistake
-            yield step, [examples[index] for index in indices], micro_batches
-    finally:
-        # Workers ignore SIGTERM, which is how Python ends children at its exit: they are told to stop while that works.
-        getattr(batches, "_shutdown_workers", lambda: None)()
-
-
-def start_worker(lock: int, worker: int) -> None:
-    """In a loader worker: signals are the run's to handle, and the run's lock is not held here."""
-    for number in CAUGHT:
-        signal.signal(number, signal.SIG_IGN)
-    if multiprocessing.get_start_method() == "fork":  # else the number may be another file's
-        os.close(lock)
 
 
 def total_counts(session: Session, micro_batches: list[Batch]) -> dict[str, float]:
