@@ -22,7 +22,7 @@ SOURCE = ROOT / "src"
 
 ROOMS = {
     "front": ("", "__main__", "cli", "completion", "launch", "verbs"),
-    "verbs": ("training", "show", "evaluate", "announce", "feed"),
+    "verbs": ("processes", "worker", "training", "show", "evaluate", "announce", "feed"),
     "run": ("session", "resume", "recording"),
     "build": ("build", "inventory"),
     "composition": (
@@ -34,9 +34,10 @@ ROOMS = {
     "fusion": ("fusion.*",),
     "data": ("data.*",),
     "trackers": ("trackers.*",),
+    "clusters": ("clusters.*",),
     "checkpoint": ("checkpoint",),
     "optimizer": ("optimizer", "schedule"),
-    "machine": ("run_folder", "terminal", "precision", "signals"),
+    "machine": ("run_folder", "terminal", "precision", "signals", "peers"),
     "ground": ("protocols", "settings", "fingerprint"),
 }  # fmt: skip
 """Room: its modules, below `runner`."""
@@ -52,6 +53,7 @@ MAY_IMPORT = {
     "fusion": {"ground"},
     "data": {"ground"},
     "trackers": {"ground"},
+    "clusters": {"ground"},
     "checkpoint": {"ground"},
     "optimizer": {"ground"},
     "machine": {"ground"},
@@ -61,7 +63,7 @@ MAY_IMPORT = {
 
 LONGEST_CHAIN = 5
 
-PART_ROOMS = ("encoders", "fusion", "trackers", "data")
+PART_ROOMS = ("encoders", "fusion", "trackers", "clusters", "data")
 """A file here that a YAML of conf/ names is a part: it is built from a config, and no file imports it."""
 
 HOMES = {

@@ -330,7 +330,8 @@ def test_an_evaluation_that_a_signal_cut_off_is_made_up_for(tmp_path: Path) -> N
     pause = training.pause
 
     def stopped(session: Any) -> bool:
-        session.stop.number = signal.SIGTERM if session.progress.step == 4 else None
+        if session.progress.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
         return pause(session)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
@@ -508,15 +509,16 @@ def test_the_picture_is_used(tmp_path: Path) -> None:
     from runner.checkpoint import own_tensors, restore
     from runner.config import compose
     from runner.evaluate import evaluate
+    from runner.peers import Peers
+    from runner.signals import StopRequest
 
     overrides = ["tracker=none", "train.max_steps=150", "train.eval_every=null", "evaluation.predict_rows=120"]
     summary = runner.train([*overrides, f"hydra.run.dir={tmp_path}/run"])
     assert summary["last"]["val/exact_match"] >= 0.8
-    parts = build(compose("train", overrides))
+    parts = build(compose("train", overrides), tracks=False)
     restore(own_tensors(parts.objective), weights_of(tmp_path / "run"), tmp_path)
-    right, _ = evaluate(
-        parts.objective, parts.examples["val"], parts.prompts, parts.collate, 120, Accelerator(cpu=True)
-    )
+    alone = (accelerator := Accelerator(cpu=True), Peers(accelerator, StopRequest()))
+    right, _ = evaluate(parts.objective, parts.examples["val"], parts.prompts, parts.collate, 120, *alone)
     assert right["exact_match"] == summary["last"]["val/exact_match"]
-    wrong, _ = evaluate(parts.objective, [], shuffled(parts.prompts, 7), parts.collate, 120, Accelerator(cpu=True))
+    wrong, _ = evaluate(parts.objective, [], shuffled(parts.prompts, 7), parts.collate, 120, *alone)
     assert wrong["exact_match"] <= 0.25

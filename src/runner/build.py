@@ -88,8 +88,8 @@ class Parts:
     """Hashes of the training rows (`data`) and of the weights' files (`files`): a resumed run must have the same."""
 
 
-def build(composed: Composed) -> Parts:
-    """Raises `Mistake` for whatever the config and the rows have wrong."""
+def build(composed: Composed, tracks: bool) -> Parts:
+    """`tracks`: whether this process feeds the trackers. Raises `Mistake` for whatever config and rows have wrong."""
     given = read_settings(composed)
     frame = build_frame(composed)
     texts = read_texts(composed, frame)
@@ -108,7 +108,7 @@ def build(composed: Composed) -> Parts:
         lengths=texts.lengths,
         collate=collate,
         checkpointer=mixed_seat(composed, "checkpoint", settings.Checkpoint),
-        tracker=build_tracker(composed),
+        tracker=build_tracker(composed) if tracks else Isolated({}),
         fingerprints={"data": data_fingerprint(texts.examples["train"]), "files": files_of(objective)},
     )
 

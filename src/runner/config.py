@@ -30,7 +30,10 @@ from runner.resolving import resolve
 from runner.schema import Check, own_arguments, section
 from runner.targets import build, check_hydra
 
-__all__ = ["CONF", "Composed", "Composer", "Report", "build", "compose", "own_arguments", "refuse_sweeps", "section"]
+__all__ = [
+    "CONF", "Composed", "Composer", "Report",
+    "build", "compose", "composed_again", "own_arguments", "refuse_sweeps", "section",
+]  # fmt: skip
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if folder.is_dir())
@@ -48,6 +51,17 @@ class Composed:
     choices: dict[str, str]
     """Config group: option."""
     plugin_folders: tuple[Path, ...]
+
+
+def composed_again(saved: str, choices: dict[str, str], plugin_folders: tuple[Path, ...]) -> Composed:
+    """A checked config in another process, out of what `Composed` held of it."""
+    lines: list[str] = []
+    task = OmegaConf.create(saved)
+    assert isinstance(task, DictConfig)
+    tree = resolve(task, lines)
+    if lines:  # an environment variable that this process lacks
+        raise Mistake("\n".join(lines))
+    return Composed(tree, saved, choices, plugin_folders)
 
 
 @dataclass

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate.utils import gather_object
 from torch import nn
 
 from runner.data.collate import Collate
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from accelerate import Accelerator
+
+    from runner.peers import Peers
 
 
 @contextmanager
@@ -40,19 +41,21 @@ def evaluate(
     collate: Collate,
     batch_size: int,
     accelerator: Accelerator,
+    peers: Peers,
     check_stop: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], list[Prediction]]:
     """Metrics by name (`loss`, `exact_match`) and the predictions in the order of `prompts`.
 
-    `check_stop` is called between batches; what it raises ends the evaluation.
+    `check_stop` is called between batches, by all processes as often; what it raises ends the evaluation.
     """
     with evaluation_mode(objective), accelerator.autocast():  # type: ignore[arg-type]
-        metrics = losses(objective, examples, collate, batch_size, accelerator, check_stop)
+        metrics = losses(objective, examples, collate, batch_size, peers, check_stop)
         said: list[Prediction] = []
-        for batch in batches(share(prompts, accelerator), batch_size):
+        for batch, is_counted in rounds(prompts, batch_size, peers):
             check_stop()
-            said += objective.predict(collate(batch))
-    by_id = {one.id: one for one in gather_object(said)}
+            predicted = objective.predict(collate(batch))
+            said += predicted if is_counted else []
+    by_id = {one.id: one for part in peers.gather(said) for one in part}
     predictions = [by_id[prompt.id] for prompt in prompts]
     return metrics | objective.metrics(predictions), predictions
 
@@ -62,36 +65,34 @@ def losses(
     examples: Sequence[Example],
     collate: Collate,
     batch_size: int,
-    accelerator: Accelerator,
+    peers: Peers,
     check_stop: Callable[[], None],
 ) -> dict[str, float]:
     """Each term's mean over its whole count, and `loss`, their weighted sum where there are several."""
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     weights: dict[str, float] = {}
-    for chunk in batches(share(examples, accelerator), batch_size):
+    for chunk, is_counted in rounds(examples, batch_size, peers):
         check_stop()
         batch = collate(chunk)
         for name, count in objective.counts(batch).items():
-            counts[name] = counts.get(name, 0.0) + count
+            counts[name] = counts.get(name, 0.0) + count * is_counted
         for name, term in objective(batch).terms.items():
-            sums[name] = sums.get(name, 0.0) + float(term.sum)
+            sums[name] = sums.get(name, 0.0) + float(term.sum) * is_counted
             weights[name] = term.weight
-    if accelerator.num_processes > 1:
-        gathered = gather_object([(sums, counts, weights)])
-        sums = {name: sum(part[0].get(name, 0.0) for part in gathered) for part in gathered for name in part[0]}
-        counts = {name: sum(part[1].get(name, 0.0) for part in gathered) for part in gathered for name in part[1]}
-        weights = {name: weight for part in gathered for name, weight in part[2].items()}
+    gathered = peers.gather((sums, counts))
+    sums = {name: sum(part[name] for part, _ in gathered) for name in sums}
+    counts = {name: sum(part[name] for _, part in gathered) for name in counts}
     means = {name: sums[name] / max(counts[name], 1.0) for name in sums}
     if means and "loss" not in means:
         means["loss"] = sum(weights[name] * mean for name, mean in means.items())
     return means
 
 
-def share(examples: Sequence[Example], accelerator: Accelerator) -> Sequence[Example]:
-    return examples[accelerator.process_index :: accelerator.num_processes]
-
-
-def batches(examples: Sequence[Example], batch_size: int) -> Iterator[Sequence[Example]]:
-    for start in range(0, len(examples), batch_size):
-        yield examples[start : start + batch_size]
+def rounds(examples: Sequence[Example], batch_size: int, peers: Peers) -> Iterator[tuple[Sequence[Example], bool]]:
+    """This process's batches and whether they count. All processes get as many, as each must make the same calls: one
+    that has no row left gets one that does not count."""
+    for start in range(0, len(examples), batch_size * peers.processes):
+        first = start + peers.rank * batch_size
+        batch = examples[first : first + batch_size]
+        yield batch or examples[:1], bool(batch)

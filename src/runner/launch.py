@@ -7,7 +7,6 @@ import difflib
 import os
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -19,9 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from runner.config import CONF, Composed, Composer, Report, refuse_sweeps
-from runner.protocols import Fault, Mistake, Stopped
+from runner.protocols import Mistake, Stopped
 from runner.quoting import in_quotes, quote, without_interpolation
-from runner.run_folder import choose_folder, free_folder, read_status, record_failure
+from runner.run_folder import choose_folder, failure_of, free_folder, read_status, record_failure
 from runner.sweep import check_sweep
 from runner.verbs import DONE, FAULT, MISTAKE, VERBS, WITH_RUN_FOLDER
 
@@ -185,16 +184,8 @@ def attempt(work: Callable[[], None], folder: Path | None) -> int:
     except Stopped as error:
         tell(str(error), folder)
         raise SystemExit(128 + error.signal) from error
-    except Mistake as error:
-        code, text = MISTAKE, str(error)
     except Exception as error:
-        code, text = FAULT, str(error) if isinstance(error, Fault) else f"{type(error).__name__}: {error}"
-        if folder is None:
-            traceback.print_exc()
-        else:
-            with (folder / "train.log").open("a", encoding="utf-8") as log:
-                log.write(traceback.format_exc())
-            text = f"{text}\nThe traceback is in {folder / 'train.log'}."
+        code, text = failure_of(error, folder / "train.log" if folder else None)
     if folder is not None:
         record_failure(folder, code, text)
     tell(text, folder)

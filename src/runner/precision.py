@@ -1,13 +1,15 @@
-"""The device and the number type of a run: what was asked for, what is really active, and a start from scratch."""
+"""The device, the number type and the processes of a run: what was asked for, what is really there."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from runner.protocols import Fault, Mistake
 from runner.settings import Cluster, Precision
@@ -42,8 +44,15 @@ def device_of(cluster: Cluster) -> str:
 
 
 def start_accelerator(precision: Precision, cluster: Cluster) -> tuple[Accelerator, ActivePrecision]:
-    """Raises `Mistake` for a precision that the device lacks, `Fault` when what is active is not what was asked for."""
+    """Joins the run's other processes. Raises `Mistake` for a precision that the device lacks or for too few GPUs,
+    `Fault` when what is active is not what was asked for."""
     device = device_of(cluster)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if device == "cuda" and here > torch.cuda.device_count():
+        raise Mistake(
+            f"cluster.num_processes: {here} processes need a GPU each on this machine, which has "
+            f"{torch.cuda.device_count()}. Set as many, or cluster.device=cpu."
+        )
     if precision.compute in ("fp16", "tf32") and device != "cuda":
         raise Mistake(
             f"precision={precision.compute} needs an NVIDIA GPU; this run is on {device}. Set precision=fp32 or bf16."
@@ -57,7 +66,11 @@ def start_accelerator(precision: Precision, cluster: Cluster) -> tuple[Accelerat
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision=precision.compute if AUTOCAST[precision.compute] is not None else "no",
+        # A batch may lack a modality, and then its encoder goes unused; buffers are shared where they are read.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
     )
+    if accelerator.device.type != device:
+        raise Fault(f"cluster.device={cluster.device}: {device} was asked for and {accelerator.device} is in use.")
     if accelerator.num_processes != cluster.num_processes:
         raise Fault(f"{cluster.num_processes} processes were asked for and {accelerator.num_processes} are running.")
     return accelerator, probe(accelerator, precision)
@@ -74,7 +87,7 @@ def probe(accelerator: Accelerator, precision: Precision) -> ActivePrecision:
         )
     return ActivePrecision(
         requested=precision.compute,
-        device=str(accelerator.device),
+        device=accelerator.device.type,
         autocast=None if product == torch.float32 else str(product).removeprefix("torch."),
         tf32=torch.get_float32_matmul_precision() == "high",
         scaler=accelerator.scaler is not None,

@@ -107,7 +107,7 @@ class Term:
     """One part of the loss as a sum. The loop divides it by the count of the whole optimizer step on all processes."""
 
     sum: Tensor
-    """float32 scalar, not divided by anything"""
+    """scalar in float32 or finer, not divided by anything"""
     weight: float = 1.0
 
 
@@ -188,7 +188,7 @@ class Objective(Protocol):
     __call__: Callable[..., Step]
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """What each term's sum will be divided by, known before the forward pass."""
+        """What each term's sum will be divided by, known before the forward pass: the same names for every batch."""
         ...
 
     def forward(self, batch: Batch) -> Step: ...
@@ -261,6 +261,25 @@ class Checkpointer(Protocol):
         ...
 
 
+class Engine(Protocol):
+    """How a run's processes come to be (`cluster`)."""
+
+    def launch(self, folder: Path, processes: int, threads: int) -> Ending:
+        """Run `python -m runner.worker FOLDER` `processes` times, with RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE,
+        MASTER_ADDR and MASTER_PORT set and `threads` CPU threads each; come back when all have ended."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an engine saw its processes end; what they did themselves stands in the run's folder."""
+
+    signal: int | None = None
+    """The one that stopped the engine."""
+    fault: str | None = None
+    """What became of the first process that failed: `process 1 was ended by signal 9`."""
+
+
 @dataclass(frozen=True)
 class CheckpointContent:
     step: int
@@ -268,7 +287,7 @@ class CheckpointContent:
     trainable: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     state: Mapping[str, Any]
-    """JSON: counters, best values, scaler, fingerprints of the frozen weights' files."""
+    """JSON: counters, best values, each process's part of the open line, scaler, fingerprints."""
 
 
 class Mistake(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,14 +56,23 @@ class Recorder:
     def restart_clock(self) -> None:
         self._began = time.perf_counter()
 
-    def state(self) -> dict[str, Any]:
-        """The open window, so that the line it goes into is the same after a resume. Reads the device."""
-        sums = {name: float(value) for name, value in self._sums.items()}
-        window = {"sums": sums, "counts": self._counts, "samples": self._samples, "tokens": self._tokens}
+    def window(self) -> dict[str, float]:
+        """This process's sums since the last line. Reads the device."""
+        return {name: float(value) for name, value in self._sums.items()}
+
+    def state(self, windows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """The open window, `windows` of all processes, so that the line it goes into is the same after a resume."""
+        window = {"sums": windows, "counts": self._counts, "samples": self._samples, "tokens": self._tokens}
         return window | {"run": [self.samples, self.tokens, self.seconds]}
 
-    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self._sums = {name: torch.tensor(value, device=device) for name, value in state["sums"].items()}
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """For another number of processes than saved it, the first one takes all the sums."""
+        rank, windows = self._accelerator.process_index, state["sums"]
+        if len(windows) != self._accelerator.num_processes:
+            total = {name: sum(window[name] for window in windows) for name in windows[0]}
+            windows = [total if k == 0 else dict.fromkeys(total, 0.0) for k in range(rank + 1)]
+        device = self._accelerator.device
+        self._sums = {name: torch.tensor(value, device=device) for name, value in windows[rank].items()}
         self._counts = dict(state["counts"])
         self._samples, self._tokens = state["samples"], state["tokens"]
         self.samples, self.tokens, self.seconds = state["run"]
@@ -99,10 +108,10 @@ class Recorder:
         self.tokens += self._tokens
         self.seconds += seconds
         names = list(self._sums)
-        sums = torch.stack([self._sums[name].float() for name in names])
+        sums = torch.stack([self._sums[name] for name in names])
         if self._accelerator.num_processes > 1:
             sums = self._accelerator.reduce(sums, "sum")
-        numbers = read_later(torch.cat([sums, grad_norm.float().reshape(1), skipped.float()]))
+        numbers = read_later(torch.cat([sums, grad_norm.reshape(1), skipped]))
         known: dict[str, Any] = {
             "step": step,
             "split": "train",

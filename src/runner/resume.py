@@ -151,6 +151,6 @@ def continue_from(start: Start, parts: Parts, progress: Progress, recorder: Reco
     progress.__dict__.update(Progress.of_state(content.state["progress"]).__dict__)
     if start.parent is not None:
         progress.tracker_key = None
-    recorder.restore(content.state["recorder"], accelerator.device)
+    recorder.restore(content.state["recorder"])
     if accelerator.scaler is not None and content.state["scaler"] is not None:
         accelerator.scaler.load_state_dict(content.state["scaler"])

@@ -9,6 +9,7 @@ import platform
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -17,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from runner.protocols import Mistake
+from runner.protocols import Fault, Mistake
 
 State = Literal["running", "finished", "failed", "stopped"]
 PACKAGES = (
@@ -126,17 +127,36 @@ def record_failure(folder: Path, exit_code: int, error: str) -> None:
     write_json(folder / "status.json", {"state": "failed", "step": step, "exit_code": exit_code, "error": error})
 
 
-class RunFolder:
-    """The folder of a run that this process holds the lock of. Use `open_run`."""
+def failure_of(error: Exception, log: Path | None) -> tuple[int, str]:
+    """An exit code and a sentence. What is not told in a sentence already leaves its traceback in the log, or without
+    one on stderr."""
+    if isinstance(error, Mistake):
+        return 2, str(error)
+    if isinstance(error, Fault) and error.__cause__ is None:
+        return 1, str(error)
+    text = str(error) if isinstance(error, Fault) else f"{type(error).__name__}: {error}"
+    if log is None:
+        traceback.print_exc()
+        return 1, text
+    with log.open("a", encoding="utf-8") as file:
+        file.write("".join(traceback.format_exception(error)))
+    return 1, f"{text}\nThe traceback is in {log}."
 
-    def __init__(self, path: Path, lock: int) -> None:
+
+class RunFolder:
+    """The folder of a run. The process that holds its lock writes; to the run's other processes it is a place to read.
+    Use `open_run`."""
+
+    def __init__(self, path: Path, lock: int | None) -> None:
         self.path = path
         self.lock = lock
-        """The lock's file descriptor, which a forked process must not keep."""
+        """The lock's file descriptor, which a forked process must not keep; None where another process has it."""
         self._metrics: IO[str] | None = None
 
     def begin(self, saved_config: str, parent: Path | None, step: int, owes_evaluation: bool) -> None:
         """Write what the run is, and take back what an earlier life wrote after `step`, or has still to do there."""
+        if self.lock is None:
+            return
         owed = {(step, "val")} if owes_evaluation else set()
         self._cut_metrics(lambda line: line["step"] <= step and (line["step"], line["split"]) not in owed)
         (self.path / "config.yaml").write_text(saved_config, encoding="utf-8")
@@ -146,12 +166,16 @@ class RunFolder:
         self.write_status("running", step)
 
     def write_status(self, state: State, step: int, exit_code: int | None = None, error: str | None = None) -> None:
-        write_json(self.path / "status.json", {"state": state, "step": step, "exit_code": exit_code, "error": error})
+        if self.lock is not None:
+            status = {"state": state, "step": step, "exit_code": exit_code, "error": error}
+            write_json(self.path / "status.json", status)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
 
     def log_metrics(self, line: Mapping[str, Any]) -> None:
+        if self.lock is None:
+            return
         if self._metrics is None:
             self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._metrics.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -179,9 +203,12 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(path: Path) -> Iterator[RunFolder]:
-    """Make the folder and hold its lock. Raises `Mistake` when another process has it."""
+def open_run(path: Path, holds: bool) -> Iterator[RunFolder]:
+    """Make the folder; the one process of a run that `holds` locks it. Raises `Mistake` when another run has it."""
     path.mkdir(parents=True, exist_ok=True)
+    if not holds:
+        yield RunFolder(path, None)
+        return
     with (path / ".lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

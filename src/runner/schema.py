@@ -23,10 +23,12 @@ UNKNOWN = object()
 """Stands for a value that is missing or does not resolve: told already, so nothing more is said of it."""
 
 SeatName = str
-MIXED = {"data": settings.Data, "checkpoint": settings.Checkpoint}
+MIXED = {"data": settings.Data, "checkpoint": settings.Checkpoint, "cluster": settings.Cluster}
 """Nodes that hold shared settings beside the arguments of the part that sits there."""
-NEEDED = ("model", "data", "checkpoint", "optimizer", "schedule")
+NEEDED = ("model", "data", "checkpoint", "cluster", "optimizer", "schedule")
 """Seats that must be taken in a config that trains."""
+MAY_BE_EMPTY = ("cluster",)
+"""Seats whose shared settings do alone: cluster=local needs no engine."""
 BY_NAME = ("encoder", "tracker")
 """Seats that hold several parts, each in a node of its own: `encoder.image`."""
 Settings = TypeVar("Settings")
@@ -133,6 +135,8 @@ class Check:
         if seat in MIXED:
             self._settings(f"{path}.", node, MIXED[seat])
             own = own_arguments(node, MIXED[seat])
+        if not own and seat in MAY_BE_EMPTY:
+            return
         if "_target_" not in own:
             keys = ", ".join(f"{path}.{key}" for key in own)
             said = f"{keys} cannot be set: " if keys else ""

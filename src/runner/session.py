@@ -20,10 +20,10 @@ from runner.settings import Checkpoint
 
 if TYPE_CHECKING:
     from runner.build import Parts
+    from runner.peers import Peers
     from runner.precision import ActivePrecision
     from runner.recording import Recorder
     from runner.run_folder import RunFolder
-    from runner.signals import StopRequest
     from runner.terminal import Terminal
 
 
@@ -94,7 +94,7 @@ class Session:
     parts: Parts
     run: RunFolder
     terminal: Terminal
-    stop: StopRequest
+    peers: Peers
     accelerator: Accelerator
     precision: ActivePrecision
     model: nn.Module
@@ -107,6 +107,11 @@ class Session:
     began: float
     predictions: list[Prediction] | None = None
     """Of the last evaluation."""
+
+    def share_buffers(self) -> None:
+        """Give every process the first one's running statistics, which each collects from its own rows."""
+        own = own_tensors(cast(nn.Module, self.parts.objective))
+        self.peers.take_from_first([one for one in own.values() if not isinstance(one, nn.Parameter)])
 
 
 class Gate:
@@ -141,17 +146,26 @@ class Gate:
         self.skipped = torch.stack([(self.skipped[0] + 1) * bad, self.skipped[1] + bad])
 
 
-def save(session: Session) -> Path:
-    """Write a checkpoint of where the run stands, unless there is one, and delete those that need not be kept."""
+def save(session: Session, alone: bool = False) -> Path | None:
+    """Write a checkpoint of where the run stands, unless there is one, and delete those that need not be kept.
+
+    Every process calls it, and the first one writes and gets the path; `alone` it asks none of the others, which may
+    have failed, for what they alone know: their part of the next logged loss.
+    """
     parts, run, progress = session.parts, session.run, session.progress
     recorder, checkpointer = session.recorder, parts.checkpointer
+    if not alone:
+        session.share_buffers()
+    windows = [recorder.window()] if alone else session.peers.gather(recorder.window())
+    session.gate.note(progress)
+    if not session.peers.is_first:
+        return None
     tensors = snapshot(own_tensors(cast(nn.Module, parts.objective)))
     bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if bad:
         raise Fault(
             f"step {progress.step}: {bad[0]} is not finite ({len(bad)} such tensors), so no checkpoint was written."
         )
-    session.gate.note(progress)
     state = asdict(progress)
     state["wall_s"] += time.monotonic() - session.began
     state["tracker_key"] = parts.tracker.resume_key
@@ -164,9 +178,9 @@ def save(session: Session) -> Path:
             optimizer=optimizer_tensors(session.optimizer.optimizer),
             state={
                 "progress": state,
-                "recorder": recorder.state(),
+                "recorder": recorder.state(windows),
                 "scaler": scaler.state_dict() if scaler is not None else None,
-                "processes": session.accelerator.num_processes,
+                "processes": session.peers.processes,
                 **parts.fingerprints,
             },
         ),

@@ -60,9 +60,11 @@ class Precision:
 
 @dataclass(frozen=True)
 class Cluster:
+    """What every `cluster` option shares; the rest of the node belongs to the engine that starts the processes."""
+
     num_processes: Count
     threads: Count | None
-    """CPU threads of a process; null: what torch picks."""
+    """CPU threads of a process; null: all there are, shared among the processes."""
     device: Literal["auto", "cpu", "cuda", "mps"]
 
 

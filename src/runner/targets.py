@@ -31,6 +31,7 @@ ROOMS = {
     "data": "runner.data",
     "tracker": "runner.trackers",
     "checkpoint": "runner.checkpoint",
+    "cluster": "runner.clusters",
     "optimizer": "runner.optimizer",
     "schedule": "runner.schedule",
 }

@@ -35,14 +35,15 @@ class Screen(Console):
 
 
 class Terminal:
-    """Prints to the terminal and, without colour, to a run's train.log; carries the `runner` loggers there as well."""
+    """Prints to the terminal, if it `shows`, and without colour to a log; the `runner` loggers go there as well."""
 
-    def __init__(self, log: Path, level: str) -> None:
+    def __init__(self, log: Path, level: str, shows: bool) -> None:
         self._log = log.open("a", encoding="utf-8", buffering=1)
         self._file = Console(file=self._log, width=PLAIN_WIDTH, no_color=True, soft_wrap=True)
         shown = Screen(soft_wrap=True, highlight=False)
-        self.interactive = shown.is_terminal
-        self._shown = shown if shown.is_terminal else Screen(file=sys.stdout, width=PLAIN_WIDTH, soft_wrap=True)
+        self.interactive = shown.is_terminal and shows
+        self._shown = shown if self.interactive else Screen(file=sys.stdout, width=PLAIN_WIDTH, soft_wrap=True)
+        self._shown.quiet = not shows
         self._progress: Progress | None = None
         self._last_line = 0.0
         self._seconds_left = 0.0

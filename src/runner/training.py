@@ -14,10 +14,9 @@ from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from runner.announce import announce, conclude
@@ -28,8 +27,9 @@ from runner.evaluate import evaluate
 from runner.feed import steps_of
 from runner.inventory import components_of
 from runner.models.initialization import reseed
+from runner.peers import Peers
 from runner.precision import start_accelerator
-from runner.protocols import Batch, Fault, Mistake, RunDescription, Stopped
+from runner.protocols import Fault, Mistake, RunDescription, Stopped
 from runner.recording import Recorder
 from runner.resume import continue_from, find_start, flat_config
 from runner.run_folder import open_run
@@ -46,11 +46,13 @@ def train(composed: Composed, folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     given = read_settings(composed)
     with ExitStack() as stack:
-        run = stack.enter_context(open_run(folder))
-        terminal = stack.enter_context(Terminal(folder / "train.log", given.train.log_level))
         stop = stack.enter_context(stop_on_signal())
         accelerator, precision = start_accelerator(given.precision, given.cluster)
-        parts = build(composed)
+        peers = Peers(accelerator, stop)
+        run = stack.enter_context(open_run(folder, peers.is_first))
+        log_file = folder / ("train.log" if peers.is_first else f"logs/rank{peers.rank}.log")
+        terminal = stack.enter_context(Terminal(log_file, given.train.log_level, peers.is_first))
+        parts = build(composed, tracks=peers.is_first)
         start = find_start(composed, folder, parts)
         for sentence in start.sentences:
             terminal.say(sentence)
@@ -66,11 +68,25 @@ def train(composed: Composed, folder: Path) -> dict[str, Any]:
                 f"The run stands at step {progress.step:,}, past the {steps:,} that it is to have. Raise that."
             )
         progress.watch(given.checkpoint)
-        parts.checkpointer.cut_back(folder, progress.step)
+        stop.waits = True
+        if peers.is_first:
+            parts.checkpointer.cut_back(folder, progress.step)
         run.begin(composed.saved, start.parent, progress.step, progress.owes_evaluation)
         gate = Gate(optimizer, accelerator, progress)
         session = Session(
-            parts, run, terminal, stop, accelerator, precision, model, optimizer, gate, progress, recorder, steps, began
+            parts,
+            run,
+            terminal,
+            peers,
+            accelerator,
+            precision,
+            model,
+            optimizer,
+            gate,
+            progress,
+            recorder,
+            steps,
+            began,
         )
         announce(session)
         parts.tracker.start(
@@ -99,7 +115,7 @@ def train(composed: Composed, folder: Path) -> dict[str, Any]:
 def loop(session: Session) -> None:
     """Every optimizer step from where the run stands to its end."""
     given, progress, recorder = session.parts.settings, session.progress, session.recorder
-    accelerator, model, optimizer = session.accelerator, session.model, session.optimizer
+    accelerator, model, optimizer, peers = session.accelerator, session.model, session.optimizer, session.peers
     trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gate = session.gate
     if progress.owes_evaluation:
@@ -110,20 +126,23 @@ def loop(session: Session) -> None:
     model.train()
     recorder.restart_clock()
     with session.terminal.progress(progress.step, session.total_steps), closing(steps_of(session)) as steps:
-        for step, rows, micro_batches in steps:
-            # 1. What the step's sums are divided by: the targets in all its micro-batches, on all processes.
-            counts = total_counts(session, micro_batches)
+        for fed in steps:
+            if fed.stop:
+                stop_here(session, fed.stop)
+
+            # 1. What the step's sums are divided by came with it: the targets in all its micro-batches and processes.
+            counts, last = fed.counts, len(fed.micro_batches) - 1
 
             # 2. Forward and backward; gradients cross processes on the last micro-batch only. Dropout is a function of
             #    the seed, the step, the process and the micro-batch, so nothing of it needs to be saved.
             sums: dict[str, Tensor] = {}
             weights: dict[str, float] = {}
-            for k, batch in enumerate(micro_batches):
-                reseed(accelerator.device, given.run.seed, "step", step, accelerator.process_index, k)
-                with nullcontext() if k == len(micro_batches) - 1 else accelerator.no_sync(model):
+            for k, batch in enumerate(fed.micro_batches):
+                reseed(accelerator.device, given.run.seed, "step", fed.step, peers.rank, k)
+                with nullcontext() if k == last else accelerator.no_sync(model):
                     terms = model(batch).terms
                     scaled = [
-                        term.weight * term.sum * (accelerator.num_processes / max(counts[name], 1.0))
+                        term.weight * term.sum * (peers.processes / max(counts[name], 1.0))
                         for name, term in terms.items()
                     ]
                     accelerator.backward(torch.stack(scaled).sum())
@@ -133,14 +152,14 @@ def loop(session: Session) -> None:
 
             # 3. Update. A gradient that is not finite leaves the weights as they are.
             grad_norm = accelerator.clip_grad_norm_(trainable, given.train.clip_norm or float("inf"))
-            factor = session.parts.schedule(step, session.total_steps)
+            factor = session.parts.schedule(fed.step, session.total_steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
             gate.step(grad_norm)
-            progress.step = step + 1
+            progress.step = fed.step + 1
 
             # 4. Record. The numbers stay on the device and are read one line later.
-            recorder.add(sums, weights, counts, len(rows), sum(len(row.input_ids) for row in rows))
+            recorder.add(sums, weights, counts, len(fed.rows), sum(len(row.input_ids) for row in fed.rows))
             done = progress.step == session.total_steps
             line = partial(
                 recorder.line,
@@ -148,31 +167,19 @@ def loop(session: Session) -> None:
                 lr=optimizer.param_groups[0]["lr"],
                 grad_norm=grad_norm,
                 skipped=gate.skipped,
-                ids=[row.id for row in rows] if given.train.log_ids else None,
+                ids=[row.id for row in fed.rows] if given.train.log_ids else None,
             )
             if given.train.log_ids or progress.step % given.train.log_every == 0 or done:
                 log_train(session, line())
             seconds_a_step = (time.monotonic() - began) / (progress.step - first)
             session.terminal.advance(progress.step, seconds_a_step * (session.total_steps - progress.step))
 
-            # 5. Now and then: evaluate, save, stop.
+            # 5. Now and then: evaluate and save.
             if not done and pause(session):
                 if recorder.is_open:
                     log_train(session, line())
                 break
     log_train(session, recorder.flush())
-
-
-def total_counts(session: Session, micro_batches: list[Batch]) -> dict[str, float]:
-    """Each term's count over all micro-batches and processes of the step."""
-    counts: dict[str, float] = {}
-    for batch in micro_batches:
-        for name, count in session.parts.objective.counts(batch).items():
-            counts[name] = counts.get(name, 0.0) + count
-    if session.accelerator.num_processes > 1:
-        parts = gather_object([counts])
-        counts = {name: sum(part[name] for part in parts) for name in counts}
-    return counts
 
 
 def log_train(session: Session, line: dict[str, Any] | None) -> None:
@@ -202,13 +209,10 @@ def pause(session: Session) -> bool:
     given, step = session.parts.settings, session.progress.step
     evaluates = given.train.eval_every is not None and step % given.train.eval_every == 0
     saves = given.checkpoint.every is not None and step % given.checkpoint.every == 0
-    if not (evaluates or saves or session.stop.number):
+    if not (evaluates or saves):
         return False
     log_train(session, session.recorder.flush())
     session.recorder.stop_clock()
-    session.progress.owes_evaluation = evaluates
-    if session.stop.number:
-        stop_here(session)
     if evaluates:
         hold_out(session)
     save(session)
@@ -217,10 +221,12 @@ def pause(session: Session) -> bool:
     return evaluates and patience_is_spent(session)
 
 
-def stop_here(session: Session) -> None:
+def stop_here(session: Session, number: int) -> NoReturn:
     """Save, and end the run as a signal asked for."""
+    log_train(session, session.recorder.flush())
+    session.recorder.stop_clock()
     save(session)
-    step, number = session.progress.step, session.stop.number or 0
+    step = session.progress.step
     session.run.write_status("stopped", step, exit_code=128 + number)
     raise Stopped(
         number, f"Stopped by signal {number} after step {step}; resume={session.run.path} goes on from there."
@@ -245,19 +251,29 @@ def hold_out(session: Session) -> None:
     progress.owes_evaluation = True
 
     def check_stop() -> None:
-        if session.stop.number:
-            stop_here(session)
+        number = session.peers.stop()
+        if number:
+            stop_here(session, number)
 
     batch_size = given.evaluation.batch_size or given.micro_batch_size
-    metrics, session.predictions = evaluate(
-        parts.objective,
-        parts.examples["val"],
-        parts.prompts,
-        parts.collate,
-        batch_size,
-        session.accelerator,
-        check_stop,
-    )
+    session.share_buffers()
+    try:
+        metrics, session.predictions = evaluate(
+            parts.objective,
+            parts.examples["val"],
+            parts.prompts,
+            parts.collate,
+            batch_size,
+            session.accelerator,
+            session.peers,
+            check_stop,
+        )
+    except Stopped:
+        raise
+    except Exception:  # a row that cannot be read, say: what was learnt until here is not lost to it
+        if session.peers.is_first:
+            save(session, alone=True)
+        raise
     progress.owes_evaluation = False
     if progress.last.get("step") == progress.step:  # a finished run's earlier life has
         return
@@ -274,6 +290,9 @@ def close(session: Session) -> dict[str, Any]:
     if session.predictions is None or progress.last["step"] != progress.step:
         hold_out(session)
     checkpoint = save(session)
+    memory = peak_memory(session)
+    if not session.peers.is_first:
+        return {}
     samples = (session.predictions or [])[: given.evaluation.samples]
     if samples:
         session.terminal.samples(samples)
@@ -296,7 +315,7 @@ def close(session: Session) -> dict[str, Any]:
             "samples_per_s": session.recorder.samples / seconds,
             "tokens_per_s": session.recorder.tokens / seconds,
         },
-        "peak_memory": peak_memory(session),
+        "peak_memory": memory,
         "wall_s": progress.wall_s + time.monotonic() - session.began,
         "checkpoint": str(checkpoint),
     }
@@ -306,9 +325,10 @@ def close(session: Session) -> dict[str, Any]:
 
 
 def peak_memory(session: Session) -> dict[str, int]:
-    """Bytes."""
+    """Bytes, of the process that has most."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if session.accelerator.device.type == "cuda":
         peak["gpu"] = torch.cuda.max_memory_allocated()
-    return peak
+    peaks = session.peers.gather(peak)
+    return {name: max(one[name] for one in peaks) for name in peak}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERBS = {"train": "runner.training:train", "show": "runner.show:show"}
+VERBS = {"train": "runner.processes:train", "show": "runner.show:show"}
 """Verb: its function. One with a run folder is called with (Composed, Path), the others with (Composed)."""
 WITH_RUN_FOLDER = ("train",)
 DEFAULT_VERB = "train"

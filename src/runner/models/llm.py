@@ -216,7 +216,7 @@ class LanguageModel(nn.Module):
         return cast(Tensor, self.embedding(input_ids))
 
     def loss_sum(self, labels: Tensor, **inputs: Any) -> Tensor:
-        """The summed cross-entropy of the labelled tokens, float32. `labels` int64 [B, M] on the CPU."""
+        """The summed cross-entropy of the labelled tokens, in float32 or finer. `labels` int64 [B, M] on the CPU."""
         targets = labels[:, 1:]
         flat = torch.nn.functional.pad(targets, (0, 1), value=IGNORED).reshape(-1)
         positions = (flat != IGNORED).nonzero().squeeze(1)  # [K]: the positions before the labelled tokens
@@ -226,9 +226,8 @@ class LanguageModel(nn.Module):
             logits: Tensor = self.model(**inputs, use_cache=False).logits  # [1, K, V]
         finally:
             self._labelled = None
-        return nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(), flat[positions].to(device, non_blocking=True), reduction="sum"
-        )
+        wide = logits.reshape(-1, logits.shape[-1]).to(torch.promote_types(logits.dtype, torch.float32))
+        return nn.functional.cross_entropy(wide, flat[positions].to(device, non_blocking=True), reduction="sum")
 
     @torch.no_grad()
     def generate(self, max_new_tokens: int, end_ids: Sequence[int], pad_id: int, **inputs: Any) -> list[list[int]]:

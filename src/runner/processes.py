@@ -1,0 +1,111 @@
+"""A run's processes: this one alone, or those that the cluster's engine starts, each of which runs worker.py.
+
+What they hand each other stands in the run's folder: the config on the way in, the first failure, status.json and
+summary.json on the way out. So an engine needs to know nothing but how processes are started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from runner import settings
+from runner.config import Composed, build, composed_again, own_arguments, section
+from runner.protocols import Ending, Engine, Fault, Mistake, Stopped
+from runner.run_folder import is_locked, read_json, read_status, write_json
+
+HANDED_OVER = ".launch.json"
+FIRST_FAILURE = "logs/failure.json"
+
+
+def train(composed: Composed, folder: Path) -> dict[str, Any]:
+    """Train one run in its folder, on the cluster that its config names, and return its summary.
+
+    Raises `Mistake` for what the user can mend, `Fault` for what went wrong, `Stopped` after a signal, all saved.
+    """
+    node = own_arguments(composed.tree["cluster"], settings.Cluster)
+    if not node:
+        from runner.training import train as train_here
+
+        return train_here(composed, folder)
+    engine: Engine = build(node, composed.plugin_folders)
+    given = section(composed.tree["cluster"], settings.Cluster)
+    hand_over(composed, folder)
+    before = written(folder / "status.json")
+    ending = engine.launch(folder, given.num_processes, given.threads or share_of_cores(given.num_processes))
+    return outcome(folder, ending, began=written(folder / "status.json") != before)
+
+
+def hand_over(composed: Composed, folder: Path) -> None:
+    """Raises `Mistake` where the folder is another run's."""
+    if is_locked(folder):
+        raise Mistake(f"{folder} is in use by {(folder / '.lock').read_text()}. Give another folder.")
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    (folder / FIRST_FAILURE).unlink(missing_ok=True)
+    folders = [str(one) for one in composed.plugin_folders]
+    write_json(folder / HANDED_OVER, {"config": composed.saved, "choices": composed.choices, "plugin_folders": folders})
+
+
+def take_over(folder: Path) -> Composed:
+    """In one of the run's processes. Secrets, which are not written anywhere, are resolved in each."""
+    given = json.loads((folder / HANDED_OVER).read_text(encoding="utf-8"))
+    return composed_again(given["config"], given["choices"], tuple(map(Path, given["plugin_folders"])))
+
+
+def note_failure(folder: Path, exit_code: int, error: str) -> None:
+    """Keep the run's first failure: those that come after it are most often its consequence, a lost connection say.
+
+    It must be called before this process ends, and so before any other can notice.
+    """
+    beside = folder / f"logs/.failure-{os.getpid()}"
+    write_json(beside, {"exit_code": exit_code, "error": error})
+    try:
+        os.link(beside, folder / FIRST_FAILURE)  # as open(..., "x"), but whole at once
+    except FileExistsError:
+        pass
+    finally:
+        beside.unlink()
+
+
+def outcome(folder: Path, ending: Ending, began: bool) -> dict[str, Any]:
+    """The summary, or what the run's processes raised. `began`: whether they have written its status."""
+    failure = read_json(folder / FIRST_FAILURE)
+    if failure:
+        raise (Mistake if failure["exit_code"] == 2 else Fault)(failure["error"])
+    status = read_status(folder) if began else {}
+    if status.get("state") == "stopped":
+        number = status["exit_code"] - 128
+        raise Stopped(
+            number,
+            f"Stopped by signal {number} after step {status['step']}; resume={folder} goes on from there.",
+        )
+    if status.get("state") == "finished" and ending.fault is None:
+        return read_json(folder / "summary.json")
+    if ending.signal is not None and not began:
+        raise Stopped(ending.signal, f"Stopped by signal {ending.signal} before a step was trained.")
+    if ending.signal is not None:
+        raise Fault(
+            f"Signal {ending.signal} came, and the processes did not save in time: raise cluster.shutdown_s. "
+            f"resume={folder} goes on from the last checkpoint."
+        )
+    ended = (ending.fault or "the processes ended").capitalize()
+    raise Fault(
+        f"{ended} without a word; {folder / 'logs'} has what they printed. resume={folder} goes on from the last "
+        "checkpoint."
+    )
+
+
+def written(file: Path) -> tuple[int, int] | None:
+    """Something that differs once the file has been written anew."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def share_of_cores(processes: int) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes)

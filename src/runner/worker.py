@@ -1,0 +1,50 @@
+"""What each process of any engine runs: `python -m runner.worker FOLDER` trains on the config in a run's folder.
+
+The engine sets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from runner.protocols import Stopped
+from runner.signals import end_with_parent
+
+
+def main() -> int:
+    """0 for a run that ended well or was stopped and saved: another code would make an engine end the others."""
+    folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    end_with_parent(signal.SIGTERM)  # a launcher that was killed leaves no process behind
+    print_into(folder / "logs" / f"rank{rank}.log", stdout=rank != 0)
+    import torch.distributed as distributed
+
+    from runner.processes import note_failure, take_over
+    from runner.run_folder import failure_of
+    from runner.training import train
+
+    try:
+        train(take_over(folder), folder)
+    except Stopped:
+        pass
+    except Exception as error:
+        note_failure(folder, *failure_of(error, folder / "train.log"))
+        return 1
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    return 0
+
+
+def print_into(log: Path, stdout: bool) -> None:
+    """Send what this process and its libraries print into a file; the first process keeps its terminal."""
+    log.parent.mkdir(exist_ok=True)
+    with log.open("a") as file:
+        for stream in (sys.stdout, sys.stderr) if stdout else (sys.stderr,):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
