@@ -15,7 +15,7 @@ RIGHT_PYTHON := $(BIN)/python -c 'import pip, sys; sys.exit(not $(RIGHT_VERSION)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-quick train train-custom test test-slow lint wheel clean
+.PHONY: help setup train-quick train train-custom test test-slow lint bench wheel clean
 
 help:
 	@echo 'make train-quick                          set up, then train a small image-to-text model (about a minute)'
@@ -24,6 +24,7 @@ help:
 	@echo 'make test                                 the tests; ARGS goes to pytest: ARGS="-k resume"'
 	@echo 'make test-slow                            the tests that train whole runs (some minutes)'
 	@echo 'make lint                                 ruff, its formatter and mypy'
+	@echo 'make bench                                runner beside other training loops, into docs/BENCHMARKS.md (10 minutes)'
 	@echo 'make wheel                                build dist/*.whl'
 	@echo 'make setup                                only set up .venv'
 	@echo 'make clean                                delete what the others built, .venv included; runs are kept'
@@ -59,6 +60,9 @@ lint: setup
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 wheel: setup
 	$(BIN)/python -m build --no-isolation
