@@ -26,7 +26,7 @@ ROOMS = {
     "run": ("session", "resume", "recording"),
     "build": ("build", "inventory"),
     "composition": (
-        "config", "overrides", "quoting", "resolving", "sweep",
+        "config", "complaints", "overrides", "quoting", "resolving", "sweep",
         "schema", "targets", "signatures", "annotations", "combinations",
     ),
     "models": ("models.*",),

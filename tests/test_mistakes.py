@@ -45,6 +45,17 @@ FILES = {
     "experiment/syntax.yaml": "# @package _global_\ntrain:\n  max_steps: 3\n   batch_size: 4\n",
     "experiment/variable.yaml": "# @package _global_\nname: ${oc.env:NO_SUCH_VARIABLE}\ntrain: {max_steps: 3}\n",
     "experiment/nowhere.yaml": "# @package _global_\nseed: ${train.sead}\ntrain: {max_steps: 3}\n",
+    "experiment/itself.yaml": "# @package _global_\ndefaults: [/experiment: itself]\nname: x\n",
+    "experiment/round.yaml": "# @package _global_\ndefaults: [/experiment@a: back]\n",
+    "experiment/back.yaml": "# @package _global_\ndefaults: [/experiment@b: round]\n",
+    "experiment/anchor.yaml": "# @package _global_\nname: &a [*a]\n",
+    "experiment/bytes.yaml": "# @package _global_\nname: !!binary aGVsbG8=\ntrain: {max_steps: 3}\n",
+    "experiment/half.yaml": '# @package _global_\nname: "\\ud800"\ntrain: {max_steps: 3}\n',
+    "experiment/nul.yaml": "# @package _global_\nname: a\0b\n",
+    "experiment/brace.yaml": "# @package _global_\nname: ${\n",
+    "experiment/hydra.yaml": "# @package _global_\nhydra: {run: 5}\n",
+    "experiment/header.yaml": "# @package\nname: a\n",
+    "experiment/below.yaml": "name: x\ntrain: {max_steps: 3}\n",
     "experiment/twice.yaml": "# @package _global_\nname: a\nname: b\n",
 }
 
@@ -119,6 +130,21 @@ MISTAKES = [
     ("-m seed=-1,-2", ["seed: -1", "seed: -2"]),
     ("-m optimizer.lr=interval(0.1,0.2)", ["basic sweeper takes no interval", "range("]),
     ("-m --cfg job", ["Only one of"]),
+    ("hydra.run.dir=${nope}", ["hydra.run.dir: it does not resolve: Interpolation key 'nope' not found."]),
+    ("hydra.searchpath=5", ["hydra.searchpath must be a list"]),
+    ("name=a\udcff", ["'name=a\\udcff' holds what is no UTF-8 text"]),
+    ("name=a\0", ["'name=a\\x00' holds"]),
+    ("resume=" + 5000 * "a", ["resume: there is no aaa"]),
+    ("experiment=" + 5000 * "a", ["experiment=aaa", "File name too long."]),
+    ("--config-dir " + 5000 * "a", ["--config-dir: there is no folder aaa"]),
+    ("--config-name " + 5000 * "a", ["File name too long"]),
+    ("seed=" + 2000 * "[" + 2000 * "]", ["seed=[[[", "Hydra cannot read it"]),
+    ("seed=" + 5000 * "9", ["seed=999", "Hydra cannot read it"]),
+    ("+a=" + 300 * "{a:" + "1" + 300 * "}", ["it nests too deep"]),
+    ("--cfg job --package nope", ["package 'nope' not found"]),
+    ("-sc nope", ["Expecting one subcommand"]),
+    ("--config-dir conf", ["--config-dir: conf holds no .yaml"]),
+    ("--config-dir /usr/lib", ["--config-dir: /usr/lib has more than 2,000 folders"]),
     # the folder of a user's own, FILES
     (
         "MINE encoder/image=typo",
@@ -145,6 +171,16 @@ MISTAKES = [
     ("MINE experiment=syntax", ["syntax.yaml:4 is not YAML"]),
     ("MINE experiment=variable", ["name: ${oc.env:NO_SUCH_VARIABLE}", "NO_SUCH_VARIABLE is not set"]),
     ("MINE experiment=nowhere", ["seed: ${train.sead} does not resolve"]),
+    ("MINE experiment=itself", ["experiment/itself.yaml: it nests too deep, or leads back to itself."]),
+    ("MINE experiment=round", ["experiment/round.yaml: it nests too deep, or leads back to itself."]),
+    ("MINE experiment=anchor", ["experiment/anchor.yaml: it nests too deep"]),
+    ("MINE experiment=bytes", ["name: b'hello' is no text"]),
+    ("MINE experiment=half", ["name: '\\ud800' is no text"]),
+    ("MINE experiment=nul", ["nul.yaml is not YAML"]),
+    ("MINE experiment=brace", ["experiment/brace.yaml: no viable alternative"]),
+    ("MINE experiment=hydra", ["'experiment/hydra'", "int is not a subclass of RunDir"]),
+    ("MINE experiment=header", ["experiment/header.yaml: Expected header format"]),
+    ("MINE experiment=below", ["experiment/below.yaml: its keys land under `experiment`", "# @package _global_"]),
     ("MINE experiment=twice", ["twice.yaml:3", "duplicate key"]),
 ]
 
@@ -166,7 +202,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[words for words, _ in MISTAKES])
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[ascii(words[:60]) for words, _ in MISTAKES])
 def test_a_mistake_is_told(
     words: str, said: list[str], mine: Path, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +214,31 @@ def test_a_mistake_is_told(
     assert "Traceback" not in out + err
     assert len(err.strip().splitlines()) <= 3, err
     assert sorted(one.name for one in here.iterdir()) == ["conf"]
+
+
+def test_a_fault_of_ours_is_told_with_its_traceback_in_a_file(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("llm")
+
+    monkeypatch.setattr("tempfile.tempdir", str(here))
+    monkeypatch.setattr("runner.config.Composer.check", broken)
+    assert main(["show"]) == 1
+    err = capfd.readouterr().err
+    file = next(here.glob("runner-*.log"))
+    assert err == f"KeyError: 'llm'. This is a fault of runner; please report it with its traceback, {file}.\n"
+    assert "in broken" in file.read_text()
+
+
+def test_a_config_dir_whose_links_lead_round_is_refused_soon(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "mine" / "experiment").mkdir(parents=True)
+    (here / "mine" / "experiment" / "up").symlink_to("../..")
+    (here / "mine" / "experiment" / "down").symlink_to("../..")
+    began = time.monotonic()
+    assert main(["show", "--config-dir=mine", "seed=1"]) == 2
+    assert time.monotonic() - began < 2
+    assert "--config-dir: mine has more than 2,000 folders below it" in capfd.readouterr().err
 
 
 def test_all_mistakes_are_told_at_once(here: Path, mine: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except SystemExit as end:  # so Hydra ends its own pages, and a stop by a signal ends a sweep
         return end.code if isinstance(end.code, int) else FAULT if end.code else DONE
+    except Exception as error:  # the last net: nobody gets a traceback
+        from runner.complaints import is_about_input, reason, told_as_fault
+
+        about_input = is_about_input(error)
+        print(f"{reason(error)}." if about_input else told_as_fault(error), file=sys.stderr)
+        return MISTAKE if about_input else FAULT
 
 
 def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -17,10 +18,12 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import CONF, Composed, Composer, Report, refuse_sweeps
 from runner.protocols import Fault, Mistake, Stopped
 from runner.quoting import in_quotes, quote, without_interpolation
+from runner.resolving import why
 from runner.run_folder import choose_folder, free_folder, read_status, record_failure
 from runner.sweep import check_sweep
 from runner.verbs import DONE, FAULT, MISTAKE, VERBS, WITH_RUN_FOLDER
@@ -105,6 +108,9 @@ def read_flags(verb: str, words: Sequence[str]) -> argparse.Namespace:
         raise Mistake(f"runner {verb}: {message}" + (f"; did you mean {near[0]}?" if near else "."))
 
     parser.error = refuse  # type: ignore[method-assign]
+    for word in words:
+        if not word.isprintable() and re.search("[\0\ud800-\udfff]", word):
+            raise Mistake(f"{word!a} holds what is no UTF-8 text, or a NUL. Write it in UTF-8.")
     flags = parser.parse_intermixed_args(list(words))
     if sum(word.partition("=")[0] in ("--config-dir", "-cd") for word in words) > 1:
         raise Mistake("--config-dir is given twice, but there can be one such folder. Put the files into one.")
@@ -133,12 +139,21 @@ def enter_hydra(
         if job is not None:
             job(config)
 
-    before = sys.argv
+    before, asked = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [program or f"runner {verb}", *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints a traceback of its own and exits
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(task)()
+    except SystemExit as end:
+        if job is None and end.code == 1:  # a page that it cannot show: --package of a key that is not there
+            raise SystemExit(MISTAKE) from end
+        raise
     finally:
         sys.argv = before
+        if asked is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = asked
     return DONE
 
 
@@ -153,6 +168,8 @@ def given_path(config: DictConfig, key: str) -> str | None:
     holder.set_config(config)  # for ${hydra:...} in the path
     try:
         return str(OmegaConf.select(config, key))
+    except OmegaConfBaseException as error:
+        raise Mistake(f"{key}: it does not resolve{why(error)}") from error
     finally:
         holder.cfg = before
 
