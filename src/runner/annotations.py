@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 PLAIN_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
@@ -26,6 +27,8 @@ def check_value(path: str, value: Any, annotation: Any) -> str | None:
     """A sentence that says what is wrong with the value, or None."""
     if annotation is Any:
         return None
+    if not all_finite(value):
+        return f"{path}: {json.dumps(value)} is wrong; it must be {describe(annotation)}, and finite."
     from pydantic import TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
@@ -41,6 +44,14 @@ def check_value(path: str, value: Any, annotation: Any) -> str | None:
             f"{path}: {json.dumps(value, ensure_ascii=False)} is wrong; it must be {describe(annotation)}{hint or '.'}"
         )
     return None
+
+
+def all_finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(all_finite(one) for one in value.values())
+    if isinstance(value, list):
+        return all(all_finite(one) for one in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def describe(annotation: Any) -> str:
