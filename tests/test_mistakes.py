@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
@@ -80,6 +81,12 @@ MISTAKES = [
     ("precision=fp32,bf16", ["several values", "-m"]),
     ("train.max_steps=abc", ['train.max_steps: "abc" is wrong; it must be a whole number, at least 1, or null.']),
     ("train.max_steps=1.5", ["a whole number"]),
+    ("optimizer.lr=inf", ["optimizer.lr: Infinity is wrong; it must be a number", "and finite."]),
+    ("optimizer.weight_decay=nan", ["optimizer.weight_decay: NaN is wrong"]),
+    ("optimizer.betas=[0.9,nan]", ["optimizer.betas: [0.9, NaN] is wrong"]),
+    ("train.clip_norm=inf early_stopping.min_delta=inf", ["train.clip_norm: Infinity", "min_delta: Infinity"]),
+    ("lora=default lora.alpha=1e999", ["lora.alpha: Infinity is wrong"]),
+    ("llm.initializer_range=-inf", ["llm.initializer_range: -Infinity is wrong"]),
     ("train.log_ids=yes", ["true or false"]),
     ("train.batch_size=0", ["train.batch_size: 0 is wrong", "at least 1"]),
     ("encoder.image.dropout=1.5", ["encoder.image.dropout: 1.5", "less than 1"]),
@@ -229,6 +236,46 @@ def test_a_fault_of_ours_is_told_with_its_traceback_in_a_file(
     file = next(here.glob("runner-*.log"))
     assert err == f"KeyError: 'llm'. This is a fault of runner; please report it with its traceback, {file}.\n"
     assert "in broken" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("hydra.run.dir=file", "file cannot be a run's folder (File exists: file)"),
+        ("hydra.run.dir=file/below", "file/below cannot be a run's folder (Not a directory"),
+        ("hydra.run.dir=/proc/nowhere", "/proc/nowhere cannot be a run's folder ("),
+        ("hydra.run.dir=" + 5000 * "a", "cannot be a run's folder (File name too long"),
+        ("name=file", "outputs/file cannot be a run's folder (Not a directory"),
+        ("-m seed=1,2 hydra.sweep.dir=file", "file cannot be a run's folder (File exists: file)"),
+        ("-m seed=1,2 name=file", "multirun/file cannot be a run's folder (Not a directory"),
+        ("hydra.run.dir=remains", "remains holds checkpoints and metrics.jsonl but no config.yaml"),
+        ("resume=auto hydra.run.dir=remains", "remains holds checkpoints and metrics.jsonl but no config.yaml"),
+    ],
+)
+def test_a_folder_that_no_run_can_have_is_told(
+    words: str, said: str, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("file", "outputs/file", "multirun/file", "remains/metrics.jsonl"):
+        (here / place).parent.mkdir(exist_ok=True)
+        (here / place).write_text("kept")
+    (here / "remains" / "checkpoints").mkdir()
+    before = sorted(here.rglob("*"))
+    assert main(words.split()) == 2
+    err = capfd.readouterr().err
+    assert said in err and "Traceback" not in err
+    assert len(err.splitlines()) == 1
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_full_disk_is_a_fault(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("runner.run_folder.TemporaryFile", full)
+    assert main(["hydra.run.dir=mine"]) == 1
+    assert capfd.readouterr().err == (
+        "mine: the disk is full (No space left on device: mine). Make room, or give another by hydra.run.dir.\n"
+    )
 
 
 def test_a_config_dir_whose_links_lead_round_is_refused_soon(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.protocols import Mistake
+from runner.protocols import Fault, Mistake
 from runner.verbs import DEFAULT_VERB, DONE, FAULT, INTERRUPTED, MISTAKE, VERBS
 
 
@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Mistake as error:
         print(error, file=sys.stderr)
         return MISTAKE
+    except Fault as error:
+        print(error, file=sys.stderr)
+        return FAULT
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as end:  # so Hydra ends its own pages, and a stop by a signal ends a sweep

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +25,7 @@ from runner.config import CONF, Composed, Composer, Report, refuse_sweeps
 from runner.protocols import Fault, Mistake, Stopped
 from runner.quoting import in_quotes, quote, without_interpolation
 from runner.resolving import why
-from runner.run_folder import choose_folder, free_folder, read_status, record_failure
+from runner.run_folder import choose_folder, free_folder, make_folder, read_status, record_failure, writing
 from runner.sweep import check_sweep
 from runner.verbs import DONE, FAULT, MISTAKE, VERBS, WITH_RUN_FOLDER
 
@@ -94,7 +95,11 @@ def folder_of(composed: Composed, config: DictConfig, sweeping: bool) -> Path:
     if not sweeping:
         return choose_folder(composed.tree, given_path(config, "hydra.run.dir"))
     path = given_path(config, "hydra.sweep.dir")
-    return Path(path) if path else free_folder(Path("multirun", composed.tree["name"]))
+    if path:
+        return make_folder(Path(path))
+    parent = Path("multirun", composed.tree["name"])
+    with writing(parent):
+        return free_folder(parent)
 
 
 def read_flags(verb: str, words: Sequence[str]) -> argparse.Namespace:
@@ -220,10 +225,10 @@ def attempt(work: Callable[[], None], folder: Path | None) -> int:
 
 def tell(text: str, folder: Path | None) -> None:
     """On stderr, and in the run's train.log."""
-    if folder is not None:
-        with (folder / "train.log").open("a", encoding="utf-8") as log:
-            log.write(text + "\n")
     print(text, file=sys.stderr)
+    if folder is not None:
+        with suppress(OSError), (folder / "train.log").open("a", encoding="utf-8") as log:
+            log.write(text + "\n")
 
 
 def call(verb: str, composed: Composed, folder: Path) -> dict[str, Any]:
