@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner.annotations import did_you_mean
-from runner.combinations import OBJECTIVE_SEATS, check_combinations, no_such_seat
+from runner.combinations import OBJECTIVE_SEATS, check_combinations, expand_home, no_such_seat
 from runner.complaints import is_readable, reason, yaml_mistake
 from runner.overrides import Given, read_override
 from runner.protocols import Mistake
@@ -142,6 +142,9 @@ class Composer:
         choices = base.hydra.runtime.choices
         for one in given:
             if one.is_removal:
+                below = [f"{key}=null" for key in choices if key.startswith(f"{one.key}/") and choices[key]]
+                if below and one.key not in choices:
+                    report.composition.append(f"{one.text}: {one.key} holds several options. Write {' '.join(below)}.")
                 one.text = f"~{one.key}" if choices.get(one.key) is not None else ""
             elif one.is_deletion and not one.is_group and "." not in one.key:
                 report.composition.append(
@@ -162,6 +165,7 @@ class Composer:
         choices = {key: option for key, option in hydra.runtime.choices.items() if not key.startswith("hydra/")}
         report.composition += check_hydra(OmegaConf.to_container(hydra, resolve=False))
         tree = resolve(task, report.values)
+        expand_home(tree)
         foreign_verbs = [file.stem for file in CONF.glob("*.yaml") if file.stem not in ("train", self.verb)]
         check = Check(self.plugin_folders, foreign_verbs)
         check.tree(tree)
@@ -194,6 +198,9 @@ class Composer:
 
     def _no_such_option(self, group: str, option: str) -> str:
         options = self._repository.get_group_options(group)
+        if not options:
+            below = [f"{name}={option}" for name in self._groups() if name.startswith(f"{group}/")]
+            return f"{group}={option}: {group} holds several options. Write {' or '.join(below)}."
         return f"{group}={option}: no such option{did_you_mean(option, options) or '.'} There are {', '.join(options)}."
 
     def _groups(self) -> list[str]:

@@ -62,7 +62,7 @@ def options_of(parsed: Override, value: Any) -> list[str]:
     if parsed.is_sweep_override():
         from hydra.core.override_parser.types import Glob
 
-        if isinstance(parsed._value, Glob) or not parsed.is_discrete_sweep():
+        if isinstance(parsed._value, Glob) or not parsed.is_choice_sweep():
             return []
         return [str(one).strip("'\"") for one in parsed.sweep_string_iterator()]
     return [str(one) for one in (value if isinstance(value, list) else [value])] if value is not None else []

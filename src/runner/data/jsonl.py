@@ -49,13 +49,13 @@ class Jsonl:
 
 
 def split_files(path: str, val_path: str | None) -> dict[str, Path]:
-    given = Path(path).expanduser()
+    given = Path(path)
     files = {"train": given}
     if given.is_dir():
         files = {split: given / f"{split}.jsonl" for split in ("train", "val", "test")}
         files = {split: file for split, file in files.items() if split == "train" or file.exists()}
     if val_path is not None:
-        files["val"] = Path(val_path).expanduser()
+        files["val"] = Path(val_path)
     for split, file in files.items():
         if not file.is_file():
             key = "data.val_path" if split == "val" and val_path is not None else "data.path"
