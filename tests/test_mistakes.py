@@ -254,6 +254,19 @@ def test_a_fault_of_ours_is_told_with_its_traceback_in_a_file(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("data.max_length=100000", "data.max_length=100000: the language model takes 1024 tokens. Set at most that."),
+        ("model.max_new_tokens=1020", "with model.max_new_tokens=1020 that is more than the 1024"),
+    ],
+)
+def test_more_tokens_than_the_model_takes(words: str, said: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([words]) == 2
+    err = capfd.readouterr().err
+    assert said in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         ("hydra.run.dir=file", "file cannot be a run's folder (File exists: file)"),
         ("hydra.run.dir=file/below", "file/below cannot be a run's folder (Not a directory"),
         ("hydra.run.dir=/proc/nowhere", "/proc/nowhere cannot be a run's folder ("),

@@ -6,7 +6,7 @@ run's seed and its own name, so that adding a part does not change another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -93,8 +93,9 @@ def build(composed: Composed) -> Parts:
     given = read_settings(composed)
     frame = build_frame(composed)
     texts = read_texts(composed, frame)
+    prompts = [prompt_of(example) for example in texts.examples.get("val", [])[: given.evaluation.predict_rows]]
+    check_answers_fit(composed, frame.source, prompts)
     objective = build_objective(composed, frame, build_llm(composed, frame.source), texts.chat)
-    held_out = texts.examples.get("val", [])[: given.evaluation.predict_rows]
     preprocess = {name: encoder.preprocess for name, encoder in frame.encoders.items()}
     collate = Collate(preprocess, texts.chat.tokenizer.pad_token_id)
     check_monitor(given, objective, texts, collate)
@@ -104,7 +105,7 @@ def build(composed: Composed) -> Parts:
         optimizer=build_optimizer(composed, cast(nn.Module, objective)),
         schedule=seat(composed, "schedule"),
         examples=texts.examples,
-        prompts=[prompt_of(example) for example in held_out],
+        prompts=prompts,
         lengths=texts.lengths,
         collate=collate,
         checkpointer=mixed_seat(composed, "checkpoint", settings.Checkpoint),
@@ -206,19 +207,32 @@ def read_texts(composed: Composed, frame: Frame) -> Texts:
     """Read every split, render it with the model's chat template, and hold the lengths against data.max_length."""
     given = config.section(composed.tree["data"], settings.Data)
     source: RowSource = mixed_seat(composed, "data", settings.Data)
+    takes = frame.source.max_length()
+    if given.max_length and takes and given.max_length > takes:
+        raise Mistake(f"data.max_length={given.max_length}: the language model takes {takes} tokens. Set at most that.")
     modalities = list(frame.encoders)
     chat = ChatFormat(frame.source.tokenizer(), modalities, frame.fusion.placement if frame.fusion else "front")
     examples, lengths = {}, {}
     for split, rows in source.read(sorted({*ITEM_FIELDS, *modalities})).items():
         check_modalities(rows, modalities)
         rendered = [chat.example(row) for row in rows]
-        limit = (
-            given.max_length or frame.source.max_length() or max((len(one.input_ids) for one in rendered), default=0)
-        )
+        limit = given.max_length or takes or max((len(one.input_ids) for one in rendered), default=0)
         examples[split], lengths[split] = fit(rendered, limit, given.over_length, chat)
     if not examples.get("train"):
         raise Mistake("data: there is no row to train on. See what was dropped, or give another data.path.")
     return Texts(examples, lengths, chat)
+
+
+def check_answers_fit(composed: Composed, source: LanguageModelSource, prompts: Sequence[Example]) -> None:
+    """Raises `Mistake` when a prompt's text and an answer to it are more tokens than the language model takes."""
+    answer, takes = composed.tree["model"].get("max_new_tokens"), source.max_length()
+    longest = max(prompts, key=lambda one: len(one.input_ids), default=None)
+    if longest is not None and answer and takes and len(longest.input_ids) + answer > takes:
+        raise Mistake(
+            f"{longest.row.where} (id {longest.id}) asks in {len(longest.input_ids)} text tokens, and with "
+            f"model.max_new_tokens={answer} that is more than the {takes} that the language model takes. Lower it, or "
+            "set evaluation.predict_rows=0."
+        )
 
 
 def build_llm(composed: Composed, source: LanguageModelSource) -> LanguageModel:
