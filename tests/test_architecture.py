@@ -24,7 +24,7 @@ ROOMS = {
     "front": ("", "__main__", "cli", "completion", "launch", "verbs"),
     "verbs": ("training", "show", "evaluate", "announce", "feed"),
     "run": ("session", "resume", "recording"),
-    "build": ("build", "inventory"),
+    "build": ("build", "inventory", "offers"),
     "composition": (
         "config", "complaints", "overrides", "quoting", "resolving", "sweep",
         "schema", "targets", "signatures", "annotations", "combinations",

@@ -6,7 +6,7 @@ run's seed and its own name, so that adding a part does not change another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,22 +17,25 @@ from runner import config, settings
 from runner.config import Composed
 from runner.data.chat import ChatFormat, prompt_of
 from runner.data.collate import Collate
-from runner.data.length import LengthReport, fit
+from runner.data.length import LengthReport, check_answers_fit, fit
 from runner.data.rows import check_modalities
 from runner.inventory import data_fingerprint, files_of
 from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
 from runner.models.llm import LanguageModel, LanguageModelSource, check_fits
+from runner.offers import check_gives, check_offers
 from runner.protocols import (
     Checkpointer,
     Encoder,
     Example,
+    Fault,
     InputFusion,
     Mistake,
     Objective,
     Projector,
     RowSource,
     Schedule,
+    Stopped,
     Tracker,
 )
 from runner.trackers.isolated import Isolated
@@ -94,10 +97,13 @@ def build(composed: Composed) -> Parts:
     frame = build_frame(composed)
     texts = read_texts(composed, frame)
     prompts = [prompt_of(example) for example in texts.examples.get("val", [])[: given.evaluation.predict_rows]]
-    check_answers_fit(composed, frame.source, prompts)
-    objective = build_objective(composed, frame, build_llm(composed, frame.source), texts.chat)
+    check_answers_fit(prompts, composed.tree["model"].get("max_new_tokens"), frame.source.max_length())
     preprocess = {name: encoder.preprocess for name, encoder in frame.encoders.items()}
     collate = Collate(preprocess, texts.chat.tokenizer.pad_token_id)
+    llm = build_llm(composed, frame.source)
+    projectors = build_projectors(composed, frame, llm)
+    check_gives(frame.encoders, projectors, frame.fusion, llm, collate, texts.examples["train"])
+    objective = build_objective(composed, frame, llm, projectors, texts.chat)
     check_monitor(given, objective, texts, collate)
     return Parts(
         settings=given,
@@ -118,9 +124,8 @@ def skeleton(composed: Composed) -> Objective:
     """The objective from the architecture alone: shapes without weights, tokenizer or rows."""
     with torch.device("meta"):
         frame = build_frame(composed)
-        return build_objective(
-            composed, frame, LanguageModel(adapt(composed, frame.source, frame.source.skeleton()), {}), None
-        )
+        llm = LanguageModel(adapt(composed, frame.source, frame.source.skeleton()), {})
+        return build_objective(composed, frame, llm, build_projectors(composed, frame, llm), None)
 
 
 def read_settings(composed: Composed) -> Settings:
@@ -144,12 +149,22 @@ def seat(composed: Composed, name: str, **runtime: Any) -> Any:
         node = (node or {}).get(key)
     if node is None:
         return None
-    return config.build(node, composed.plugin_folders, **runtime)
+    return build_node(composed, name, node, **runtime)
+
+
+def build_node(composed: Composed, name: str, node: Mapping[str, Any], **runtime: Any) -> Any:
+    """Raises `Fault` with the node's place in the config where its constructor fails."""
+    try:
+        return config.build(node, composed.plugin_folders, **runtime)
+    except (Mistake, Fault, Stopped):
+        raise
+    except Exception as error:
+        raise Fault(f"{name}: {node['_target_']} failed: {type(error).__name__}: {error}") from error
 
 
 def mixed_seat(composed: Composed, name: str, shared: type) -> Any:
     """The part of a seat whose node also holds settings that all its options share."""
-    return config.build(config.own_arguments(composed.tree[name], shared), composed.plugin_folders)
+    return build_node(composed, name, config.own_arguments(composed.tree[name], shared))
 
 
 @dataclass(frozen=True)
@@ -181,19 +196,6 @@ def build_encoders(composed: Composed) -> dict[str, Encoder]:
     return encoders
 
 
-def check_offers(part: Any, name: str, protocol: type) -> None:
-    """Raises `Mistake` naming what a part lacks of its protocol."""
-    methods = [key for key, value in vars(protocol).items() if callable(value) and not key.startswith("_")]
-    lacks = [member for member in (*protocol.__annotations__, *methods) if not hasattr(part, member)]
-    if not isinstance(part, nn.Module):
-        lacks.insert(0, "the base class torch.nn.Module")
-    if lacks:
-        raise Mistake(
-            f"{name}: {type(part).__module__}.{type(part).__name__} lacks {', '.join(lacks)}. "
-            f"See {protocol.__name__} in runner/protocols.py for what it must offer."
-        )
-
-
 @dataclass(frozen=True)
 class Texts:
     """Rows as numbers, by split."""
@@ -223,18 +225,6 @@ def read_texts(composed: Composed, frame: Frame) -> Texts:
     return Texts(examples, lengths, chat)
 
 
-def check_answers_fit(composed: Composed, source: LanguageModelSource, prompts: Sequence[Example]) -> None:
-    """Raises `Mistake` when a prompt's text and an answer to it are more tokens than the language model takes."""
-    answer, takes = composed.tree["model"].get("max_new_tokens"), source.max_length()
-    longest = max(prompts, key=lambda one: len(one.input_ids), default=None)
-    if longest is not None and answer and takes and len(longest.input_ids) + answer > takes:
-        raise Mistake(
-            f"{longest.row.where} (id {longest.id}) asks in {len(longest.input_ids)} text tokens, and with "
-            f"model.max_new_tokens={answer} that is more than the {takes} that the language model takes. Lower it, or "
-            "set evaluation.predict_rows=0."
-        )
-
-
 def build_llm(composed: Composed, source: LanguageModelSource) -> LanguageModel:
     """Load or make the language model, put LoRA on it, and check that the head at labelled positions is its own."""
     files = source.files()
@@ -261,7 +251,8 @@ def adapt(composed: Composed, source: LanguageModelSource, model: PreTrainedMode
         return adapter.apply(model)
 
 
-def build_objective(composed: Composed, frame: Frame, llm: LanguageModel, chat: ChatFormat | None) -> Objective:
+def build_projectors(composed: Composed, frame: Frame, llm: LanguageModel) -> dict[str, Projector]:
+    """By modality. Raises `Mistake` for an encoder without one."""
     projectors: dict[str, Projector] = {}
     for modality, encoder in frame.encoders.items():
         with seeded(composed.tree["seed"], f"projector.{modality}"):
@@ -270,6 +261,16 @@ def build_objective(composed: Composed, frame: Frame, llm: LanguageModel, chat: 
             raise Mistake(f"encoder.{modality} has no projector to the language model. Set projector=mlp or another.")
         check_offers(projector, "projector", Projector)
         projectors[modality] = projector
+    return projectors
+
+
+def build_objective(
+    composed: Composed,
+    frame: Frame,
+    llm: LanguageModel,
+    projectors: Mapping[str, Projector],
+    chat: ChatFormat | None,
+) -> Objective:
     objective = seat(
         composed, "model", llm=llm, encoders=frame.encoders, projectors=projectors, fusion=frame.fusion, chat=chat
     )
@@ -328,5 +329,5 @@ def build_tracker(composed: Composed) -> Tracker:
     """All configured trackers as one, isolated so that none can hurt the run."""
     nodes = composed.tree.get("tracker") or {}
     return Isolated(
-        {name: config.build(node, composed.plugin_folders) for name, node in nodes.items() if node is not None}
+        {name: build_node(composed, f"tracker.{name}", node) for name, node in nodes.items() if node is not None}
     )
