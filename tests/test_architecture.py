@@ -37,7 +37,7 @@ ROOMS = {
     "checkpoint": ("checkpoint",),
     "optimizer": ("optimizer", "schedule"),
     "machine": ("run_folder", "terminal", "precision", "signals"),
-    "ground": ("protocols", "settings", "fingerprint"),
+    "ground": ("protocols", "settings", "fingerprint", "spelling"),
 }  # fmt: skip
 """Room: its modules, below `runner`."""
 

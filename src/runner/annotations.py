@@ -5,13 +5,14 @@ Strict as JSON is: 1 is a float too, but "1" is no number, 1.0 no whole number a
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from runner.spelling import did_you_mean
 
 PLAIN_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 BOUNDS = (
@@ -39,10 +40,8 @@ def check_value(path: str, value: Any, annotation: Any) -> str | None:
     try:
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError:
-        hint = did_you_mean(value, choices_of(annotation)) if isinstance(value, str) else ""
-        return (
-            f"{path}: {json.dumps(value, ensure_ascii=False)} is wrong; it must be {describe(annotation)}{hint or '.'}"
-        )
+        hint = did_you_mean(value, choices_of(annotation)) if isinstance(value, str) else "."
+        return f"{path}: {json.dumps(value, ensure_ascii=False)} is wrong; it must be {describe(annotation)}{hint}"
     return None
 
 
@@ -93,9 +92,3 @@ def choices_of(annotation: Any) -> list[str]:
     if get_origin(annotation) is Literal:
         return [one for one in get_args(annotation) if isinstance(one, str)]
     return [one for part in get_args(annotation) if typing.get_origin(part) for one in choices_of(part)]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean NAME?` for the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -5,12 +5,12 @@ Nothing heavy is imported here: help, a wrong verb and completion of verbs take 
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.protocols import Fault, Mistake
+from runner.spelling import did_you_mean
 from runner.verbs import DEFAULT_VERB, DONE, FAULT, INTERRUPTED, MISTAKE, VERBS
 
 
@@ -58,9 +58,8 @@ def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
         return first, list(words[1:])
     if first.startswith(("-", "+", "~")) or "=" in first:
         return DEFAULT_VERB, list(words)
-    near = difflib.get_close_matches(first, VERBS, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}."
-    raise Mistake(f"{first}: no such verb; {hint} A setting is written key=value.")
+    hint = did_you_mean(first, VERBS, otherwise=f"; there are {', '.join(VERBS)}.")
+    raise Mistake(f"{first}: no such verb{hint} A setting is written key=value.")
 
 
 def help_text() -> str:

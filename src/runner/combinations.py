@@ -5,12 +5,13 @@ Each rule is a function of the config that yields sentences; it says nothing whe
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from runner.spelling import nearest
 
 Tree = Mapping[str, Any]
 
@@ -147,7 +148,7 @@ def beside(path: str) -> str:
     """`; did you mean PATH?` when something with a near name lies in the same folder, else how far the path exists."""
     place = Path(path)
     try:
-        near = difflib.get_close_matches(place.name, os.listdir(place.parent), 1)
+        near = nearest(place.name, os.listdir(place.parent))
     except OSError:
         return f" (nor a folder {place.parent})"
-    return f" (there is {place.parent / near[0]})" if near else ""
+    return f" (there is {place.parent / near})" if near else ""

@@ -21,7 +21,6 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from runner.annotations import did_you_mean
 from runner.combinations import OBJECTIVE_SEATS, check_combinations, expand_home, no_such_seat
 from runner.complaints import is_readable, reason, yaml_mistake
 from runner.overrides import Given, read_override
@@ -29,6 +28,7 @@ from runner.protocols import Mistake
 from runner.quoting import quote
 from runner.resolving import resolve
 from runner.schema import Check, own_arguments, section
+from runner.spelling import did_you_mean
 from runner.targets import build, check_config_dir, check_hydra
 
 __all__ = ["CONF", "Composed", "Composer", "Report", "build", "compose", "own_arguments", "refuse_sweeps", "section"]
@@ -104,7 +104,7 @@ class Composer:
         if not self._repository.config_exists(self.config_name):
             known = self._repository.get_group_options("")
             raise Mistake(
-                f"--config-name: there is no config {self.config_name}{did_you_mean(self.config_name, known) or '.'}"
+                f"--config-name: there is no config {self.config_name}{did_you_mean(self.config_name, known)}"
             )
 
     def read(self, overrides: Sequence[str], report: Report) -> list[Given]:
@@ -187,7 +187,7 @@ class Composer:
             if "/" not in one.key or one.is_hydra:
                 return None
             groups = self._groups()
-            hint = did_you_mean(one.key, groups) or f"; there are {', '.join(groups)}."
+            hint = did_you_mean(one.key, groups, otherwise=f"; there are {', '.join(groups)}.")
             return f"{one.key}: no such config group{hint}"
         for option in one.options:
             if one.is_sweep and option == "null":
@@ -201,7 +201,7 @@ class Composer:
         if not options:
             below = [f"{name}={option}" for name in self._groups() if name.startswith(f"{group}/")]
             return f"{group}={option}: {group} holds several options. Write {' or '.join(below)}."
-        return f"{group}={option}: no such option{did_you_mean(option, options) or '.'} There are {', '.join(options)}."
+        return f"{group}={option}: no such option{did_you_mean(option, options)} There are {', '.join(options)}."
 
     def _groups(self) -> list[str]:
         """Every config group of ours and of the plugin folder."""
@@ -334,7 +334,7 @@ class Composer:
             return []
         known = [*map(str, own), *(encoders if isinstance(encoders, Mapping) else ())]
         wrong = [name for name in fields if name not in known]
-        return [f"data.fields.{name}: a row has no such field{did_you_mean(name, known) or '.'}" for name in wrong]
+        return [f"data.fields.{name}: a row has no such field{did_you_mean(name, known)}" for name in wrong]
 
     def _origin(self, path: str, hydra: DictConfig) -> str:
         """` (in FILE)` for a key that a YAML file brought, not the command line."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 import sys
@@ -26,6 +25,7 @@ from runner.protocols import Fault, Mistake, Stopped
 from runner.quoting import in_quotes, quote, without_interpolation
 from runner.resolving import why
 from runner.run_folder import choose_folder, free_folder, make_folder, read_status, record_failure, writing
+from runner.spelling import did_you_mean
 from runner.sweep import check_sweep
 from runner.verbs import DONE, FAULT, MISTAKE, VERBS, WITH_RUN_FOLDER
 
@@ -109,8 +109,8 @@ def read_flags(verb: str, words: Sequence[str]) -> argparse.Namespace:
 
     def refuse(message: str) -> NoReturn:
         unknown = [word for word in words if word.startswith("-") and word not in known]
-        near = difflib.get_close_matches(unknown[0], known, 1) if unknown else []
-        raise Mistake(f"runner {verb}: {message}" + (f"; did you mean {near[0]}?" if near else "."))
+        hint = did_you_mean(unknown[0], known) if unknown else "."
+        raise Mistake(f"runner {verb}: {message}{hint}")
 
     parser.error = refuse  # type: ignore[method-assign]
     for word in words:
