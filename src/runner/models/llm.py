@@ -155,7 +155,9 @@ class Pretrained:
                 f"llm.path={self.path}: the folder lacks {len(missing)} of the model's tensors ({missing[0]}), which "
                 "would be random. Give one with all its weights."
             )
-        broken = next((name for name, one in model.named_parameters() if not torch.isfinite(one).all()), None)
+        # Torch cannot tell of float8 whether it is finite.
+        weights = [(name, one) for name, one in model.named_parameters() if one.dtype.itemsize > 1]
+        broken = next((name for name, one in weights if not torch.isfinite(one).all()), None)
         if broken:
             raise Mistake(f"llm.path={self.path}: {broken} holds NaN or infinity. Give a folder with sound weights.")
         # Else generation takes what is not said from the folder's own: a repetition penalty would make greedy another.
