@@ -24,9 +24,9 @@ ROOMS = {
     "front": ("", "__main__", "cli", "completion", "launch", "verbs"),
     "verbs": ("processes", "worker", "training", "show", "evaluate", "announce", "feed"),
     "run": ("session", "resume", "recording"),
-    "build": ("build", "inventory"),
+    "build": ("build", "inventory", "offers"),
     "composition": (
-        "config", "overrides", "quoting", "resolving", "sweep",
+        "config", "complaints", "overrides", "quoting", "resolving", "sweep",
         "schema", "targets", "signatures", "annotations", "combinations",
     ),
     "models": ("models.*",),
@@ -38,7 +38,7 @@ ROOMS = {
     "checkpoint": ("checkpoint",),
     "optimizer": ("optimizer", "schedule"),
     "machine": ("run_folder", "terminal", "precision", "signals", "peers"),
-    "ground": ("protocols", "settings", "fingerprint"),
+    "ground": ("protocols", "settings", "fingerprint", "spelling"),
 }  # fmt: skip
 """Room: its modules, below `runner`."""
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -24,6 +26,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from runner.models.byte_tokenizer import byte_tokenizer
 from runner.models.freeze import keep_frozen
 from runner.models.llm import LanguageModel, Pretrained
 from runner.models.lora import Lora
@@ -106,6 +109,46 @@ def test_a_family_with_another_loss_is_refused_by_name() -> None:
     torch.manual_seed(0)
     with pytest.raises(Fault, match="TwiceQwen2"):
         LanguageModel(TwiceQwen2(Qwen2Config(**SHAPE)), {"model.safetensors": "hash"}).check_head()
+
+
+def test_a_model_that_looks_ahead_is_refused_by_name() -> None:
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+    with pytest.raises(Mistake, match="in BertLMHeadModel a token sees those that come after it"):
+        LanguageModel(BertLMHeadModel(config), {"model.safetensors": "hash"}).check_head()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("model.safetensors", b"", "no causal language model could be read (Error while deserializing header"),
+        ("model.safetensors", b"\xff" * 1000, "no causal language model could be read (Error while deserializing"),
+        ("model.safetensors", None, "no causal language model could be read (Error while deserializing"),
+        ("config.json", b"{", "config.json' is not a valid JSON file"),
+        ("config.json", b'{"model_type": "mobilenet_v1"}', "a mobilenet_v1 model is no causal language model"),
+        ("config.json", b'{"model_type": "vit", "hidden_size": 32}', "no causal language model could be read"),
+        ("tokenizer.json", b"{", "no tokenizer could be read"),
+        ("tokenizer_config.json", b"[]", "no tokenizer could be read"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_told(tmp_path: Path, file: str, content: bytes | None, said: str) -> None:
+    model_of("llama").save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    place = tmp_path / file
+    place.write_bytes(place.read_bytes()[:5000] if content is None else content)
+    source = Pretrained(str(tmp_path), "float32", True)
+    with pytest.raises(Mistake) as raised:
+        source.tokenizer(), source.width(), source.load()
+    assert str(raised.value).startswith(f"llm.path={tmp_path}: ")
+    assert said in str(raised.value)
+
+
+def test_weights_that_are_not_finite_are_told(tmp_path: Path) -> None:
+    model = model_of("llama")
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(Mistake, match="model.layers.0.mlp.up_proj.weight holds NaN or infinity"):
+        Pretrained(str(tmp_path), "float32", True).load()
 
 
 def test_greedy_answers_in_a_batch_are_those_one_by_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import time
@@ -45,6 +46,17 @@ FILES = {
     "experiment/syntax.yaml": "# @package _global_\ntrain:\n  max_steps: 3\n   batch_size: 4\n",
     "experiment/variable.yaml": "# @package _global_\nname: ${oc.env:NO_SUCH_VARIABLE}\ntrain: {max_steps: 3}\n",
     "experiment/nowhere.yaml": "# @package _global_\nseed: ${train.sead}\ntrain: {max_steps: 3}\n",
+    "experiment/itself.yaml": "# @package _global_\ndefaults: [/experiment: itself]\nname: x\n",
+    "experiment/round.yaml": "# @package _global_\ndefaults: [/experiment@a: back]\n",
+    "experiment/back.yaml": "# @package _global_\ndefaults: [/experiment@b: round]\n",
+    "experiment/anchor.yaml": "# @package _global_\nname: &a [*a]\n",
+    "experiment/bytes.yaml": "# @package _global_\nname: !!binary aGVsbG8=\ntrain: {max_steps: 3}\n",
+    "experiment/half.yaml": '# @package _global_\nname: "\\ud800"\ntrain: {max_steps: 3}\n',
+    "experiment/nul.yaml": "# @package _global_\nname: a\0b\n",
+    "experiment/brace.yaml": "# @package _global_\nname: ${\n",
+    "experiment/hydra.yaml": "# @package _global_\nhydra: {run: 5}\n",
+    "experiment/header.yaml": "# @package\nname: a\n",
+    "experiment/below.yaml": "name: x\ntrain: {max_steps: 3}\n",
     "experiment/twice.yaml": "# @package _global_\nname: a\nname: b\n",
 }
 
@@ -69,6 +81,12 @@ MISTAKES = [
     ("precision=fp32,bf16", ["several values", "-m"]),
     ("train.max_steps=abc", ['train.max_steps: "abc" is wrong; it must be a whole number, at least 1, or null.']),
     ("train.max_steps=1.5", ["a whole number"]),
+    ("optimizer.lr=inf", ["optimizer.lr: Infinity is wrong; it must be a number", "and finite."]),
+    ("optimizer.weight_decay=nan", ["optimizer.weight_decay: NaN is wrong"]),
+    ("optimizer.betas=[0.9,nan]", ["optimizer.betas: [0.9, NaN] is wrong"]),
+    ("train.clip_norm=inf early_stopping.min_delta=inf", ["train.clip_norm: Infinity", "min_delta: Infinity"]),
+    ("lora=default lora.alpha=1e999", ["lora.alpha: Infinity is wrong"]),
+    ("llm.initializer_range=-inf", ["llm.initializer_range: -Infinity is wrong"]),
     ("train.log_ids=yes", ["true or false"]),
     ("train.batch_size=0", ["train.batch_size: 0 is wrong", "at least 1"]),
     ("encoder.image.dropout=1.5", ["encoder.image.dropout: 1.5", "less than 1"]),
@@ -119,6 +137,34 @@ MISTAKES = [
     ("-m seed=-1,-2", ["seed: -1", "seed: -2"]),
     ("-m optimizer.lr=interval(0.1,0.2)", ["basic sweeper takes no interval", "range("]),
     ("-m --cfg job", ["Only one of"]),
+    ("-m seed=range(0,0)", ["seed=range(0,0): the sweep has no value."]),
+    ("-m experiment=glob(zz*)", ["experiment=glob(zz*): the sweep has no value."]),
+    ("-m seed=range(0,1,1e-320)", ["seed=range(0,1,1e-320): it has more than 10,000 values."]),
+    ("-m seed=shuffle(range(0,inf))", ["it has more than 10,000 values."]),
+    ("-m fusion=range(0,1,1e-320)", ["it has more than 10,000 values."]),
+    ("-m seed=range(0,3,0)", ["seed=range(0,3,0): it is no range of numbers"]),
+    ("-m seed=range(0,nan)", ["seed=range(0,nan): it is no range of numbers"]),
+    ("-m seed=range(0,101) optimizer.lr=range(1,101)", ["The sweep has 10,100 jobs, and 10,000 is the most."]),
+    ("encoder=null", ["encoder=null: encoder holds several options. Write encoder/image=null."]),
+    ("encoder=patch", ["encoder=patch: encoder holds several options. Write encoder/image=patch."]),
+    ("data=jsonl data.path=~/rows.jsonl", ["data.path: there is no HOME/rows.jsonl"]),
+    ("llm=pretrained llm.path=~/model", ["llm.path: there is no HOME/model"]),
+    ("lora=default lora.init=~/a resume=~/b", ["lora.init: there is no HOME/a", "resume: there is no HOME/b"]),
+    ("hydra.run.dir=${nope}", ["hydra.run.dir: it does not resolve: Interpolation key 'nope' not found."]),
+    ("hydra.searchpath=5", ["hydra.searchpath must be a list"]),
+    ("name=a\udcff", ["'name=a\\udcff' holds what is no UTF-8 text"]),
+    ("name=a\0", ["'name=a\\x00' holds"]),
+    ("resume=" + 5000 * "a", ["resume: there is no aaa"]),
+    ("experiment=" + 5000 * "a", ["experiment=aaa", "File name too long."]),
+    ("--config-dir " + 5000 * "a", ["--config-dir: there is no folder aaa"]),
+    ("--config-name " + 5000 * "a", ["File name too long"]),
+    ("seed=" + 2000 * "[" + 2000 * "]", ["seed=[[[", "Hydra cannot read it"]),
+    ("seed=" + 5000 * "9", ["seed=999", "Hydra cannot read it"]),
+    ("+a=" + 300 * "{a:" + "1" + 300 * "}", ["it nests too deep"]),
+    ("--cfg job --package nope", ["package 'nope' not found"]),
+    ("-sc nope", ["Expecting one subcommand"]),
+    ("--config-dir conf", ["--config-dir: conf holds no .yaml"]),
+    ("--config-dir /usr/lib", ["--config-dir: /usr/lib has more than 2,000 folders"]),
     # the folder of a user's own, FILES
     (
         "MINE encoder/image=typo",
@@ -145,6 +191,16 @@ MISTAKES = [
     ("MINE experiment=syntax", ["syntax.yaml:4 is not YAML"]),
     ("MINE experiment=variable", ["name: ${oc.env:NO_SUCH_VARIABLE}", "NO_SUCH_VARIABLE is not set"]),
     ("MINE experiment=nowhere", ["seed: ${train.sead} does not resolve"]),
+    ("MINE experiment=itself", ["experiment/itself.yaml: it nests too deep, or leads back to itself."]),
+    ("MINE experiment=round", ["experiment/round.yaml: it nests too deep, or leads back to itself."]),
+    ("MINE experiment=anchor", ["experiment/anchor.yaml: it nests too deep"]),
+    ("MINE experiment=bytes", ["name: b'hello' is no text"]),
+    ("MINE experiment=half", ["name: '\\ud800' is no text"]),
+    ("MINE experiment=nul", ["nul.yaml is not YAML"]),
+    ("MINE experiment=brace", ["experiment/brace.yaml: no viable alternative"]),
+    ("MINE experiment=hydra", ["'experiment/hydra'", "int is not a subclass of RunDir"]),
+    ("MINE experiment=header", ["experiment/header.yaml: Expected header format"]),
+    ("MINE experiment=below", ["experiment/below.yaml: its keys land under `experiment`", "# @package _global_"]),
     ("MINE experiment=twice", ["twice.yaml:3", "duplicate key"]),
 ]
 
@@ -166,7 +222,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[words for words, _ in MISTAKES])
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[ascii(words[:60]) for words, _ in MISTAKES])
 def test_a_mistake_is_told(
     words: str, said: list[str], mine: Path, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,10 +230,88 @@ def test_a_mistake_is_told(
     out, err = capfd.readouterr()
     assert code == 2, err
     for part in said:
-        assert part in err
+        assert part.replace("HOME", str(Path.home())) in err
     assert "Traceback" not in out + err
     assert len(err.strip().splitlines()) <= 3, err
     assert sorted(one.name for one in here.iterdir()) == ["conf"]
+
+
+def test_a_fault_of_ours_is_told_with_its_traceback_in_a_file(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("llm")
+
+    monkeypatch.setattr("tempfile.tempdir", str(here))
+    monkeypatch.setattr("runner.config.Composer.check", broken)
+    assert main(["show"]) == 1
+    err = capfd.readouterr().err
+    file = next(here.glob("runner-*.log"))
+    assert err == f"KeyError: 'llm'. This is a fault of runner; please report it with its traceback, {file}.\n"
+    assert "in broken" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("data.max_length=100000", "data.max_length=100000: the language model takes 1024 tokens. Set at most that."),
+        ("model.max_new_tokens=1020", "with model.max_new_tokens=1020 that is more than the 1024"),
+    ],
+)
+def test_more_tokens_than_the_model_takes(words: str, said: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([words]) == 2
+    err = capfd.readouterr().err
+    assert said in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("hydra.run.dir=file", "file cannot be a run's folder (File exists: file)"),
+        ("hydra.run.dir=file/below", "file/below cannot be a run's folder (Not a directory"),
+        ("hydra.run.dir=/proc/nowhere", "/proc/nowhere cannot be a run's folder ("),
+        ("hydra.run.dir=" + 5000 * "a", "cannot be a run's folder (File name too long"),
+        ("name=file", "outputs/file cannot be a run's folder (Not a directory"),
+        ("-m seed=1,2 hydra.sweep.dir=file", "file cannot be a run's folder (File exists: file)"),
+        ("-m seed=1,2 name=file", "multirun/file cannot be a run's folder (Not a directory"),
+        ("hydra.run.dir=remains", "remains holds checkpoints and metrics.jsonl but no config.yaml"),
+        ("resume=auto hydra.run.dir=remains", "remains holds checkpoints and metrics.jsonl but no config.yaml"),
+    ],
+)
+def test_a_folder_that_no_run_can_have_is_told(
+    words: str, said: str, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("file", "outputs/file", "multirun/file", "remains/metrics.jsonl"):
+        (here / place).parent.mkdir(exist_ok=True)
+        (here / place).write_text("kept")
+    (here / "remains" / "checkpoints").mkdir()
+    before = sorted(here.rglob("*"))
+    assert main(words.split()) == 2
+    err = capfd.readouterr().err
+    assert said in err and "Traceback" not in err
+    assert len(err.splitlines()) == 1
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_full_disk_is_a_fault(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("runner.run_folder.TemporaryFile", full)
+    assert main(["hydra.run.dir=mine"]) == 1
+    assert capfd.readouterr().err == (
+        "mine: the disk is full (No space left on device: mine). Make room, or give another by hydra.run.dir.\n"
+    )
+
+
+def test_a_config_dir_whose_links_lead_round_is_refused_soon(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "mine" / "experiment").mkdir(parents=True)
+    (here / "mine" / "experiment" / "up").symlink_to("../..")
+    (here / "mine" / "experiment" / "down").symlink_to("../..")
+    began = time.monotonic()
+    assert main(["show", "--config-dir=mine", "seed=1"]) == 2
+    assert time.monotonic() - began < 2
+    assert "--config-dir: mine has more than 2,000 folders below it" in capfd.readouterr().err
 
 
 def test_all_mistakes_are_told_at_once(here: Path, mine: Path, capfd: pytest.CaptureFixture[str]) -> None:

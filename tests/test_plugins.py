@@ -13,6 +13,7 @@ import pytest
 
 import runner
 from runner.checkpoint import Local
+from runner.cli import main
 from runner.protocols import Mistake
 
 DOCS = Path(__file__).parents[1] / "docs" / "plugins.md"
@@ -137,10 +138,111 @@ def test_a_sweep_over_precision_in_one_process_goes_on_past_a_job_that_fails(tmp
         "bfloat16",
     ]
     for job, state in zip(jobs[2:], states[2:], strict=True):
-        assert "boom" in state["error"] and state["exit_code"] == 1
+        assert (
+            "encoder.image: exploding.Exploding failed: RuntimeError: boom" in state["error"]
+            and state["exit_code"] == 1
+        )
         log = (job / "train.log").read_text()
         assert "Traceback" in log and 'raise RuntimeError("boom")' in log
     assert "Traceback" not in done.stderr
+
+
+WRONG = """
+import torch
+from my_encoder import MeanColour
+from torch import nn
+from runner.protocols import Fused, Tokens
+
+
+def pixels_alone(picture):
+    return torch.zeros(3)
+
+
+class Encoder(MeanColour):
+    def __init__(self, wrong: str) -> None:
+        super().__init__(8)
+        self.wrong = wrong
+        if wrong == "preprocess":
+            self.preprocess = pixels_alone
+
+    def forward(self, pixels):
+        tokens = super().forward(pixels)
+        features, mask = tokens.features, tokens.mask
+        return {
+            "preprocess": tokens,
+            "none": None,
+            "tensor": features,
+            "mask": Tokens(features, mask.float()),
+            "count": Tokens(features.repeat(2, 1, 1), mask.repeat(2, 1)),
+            "empty": Tokens(features[:, :0], mask[:, :0]),
+            "width": Tokens(features[:, :, :5], mask),
+            "rank": Tokens(features[:, 0], mask[:, 0]),
+        }[self.wrong]
+
+
+class Projector(nn.Module):
+    def __init__(self, encoder_width: int, llm_width: int) -> None:
+        super().__init__()
+
+    def forward(self, tokens):
+        return tokens
+
+
+class Fusion(nn.Module):
+    placement = "front"
+
+    def __init__(self, wrong: str) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, text, batch, streams, side):
+        ones = torch.ones(text.shape[:2], dtype=torch.long)
+        if self.wrong == "labels":
+            return Fused(text, ones, ones, torch.full_like(batch.labels, -100))
+        return Fused(text, ones.bool(), ones, batch.labels)
+"""
+ENCODER_GIVES = "it must give runner.protocols.Tokens with features [1, T, 8], T at least 1, and a bool mask [1, T]."
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["wrong=preprocess"], "encoder.image: its preprocess gave float32 [3]; it must give a dict of tensors."),
+        (["wrong=none"], f"encoder.image gave None; {ENCODER_GIVES}"),
+        (["wrong=tensor"], f"encoder.image gave float32 [1, 1, 8]; {ENCODER_GIVES}"),
+        (
+            ["wrong=mask"],
+            f"encoder.image gave Tokens(features=float32 [1, 1, 8], mask=float32 [1, 1]); {ENCODER_GIVES}",
+        ),
+        (["wrong=count"], "encoder.image gave Tokens(features=float32 [2, 1, 8]"),
+        (["wrong=empty"], "encoder.image gave Tokens(features=float32 [1, 0, 8]"),
+        (["wrong=width"], "encoder.image gave Tokens(features=float32 [1, 1, 5]"),
+        (["wrong=rank"], "encoder.image gave Tokens(features=float32 [1, 8]"),
+        (["projector=wrong"], "projector (of encoder.image) gave Tokens(features=float32 [1, 1, 32]"),
+        (["fusion=wrong", "fusion.wrong=labels"], "fusion labels 0 positions of a row that has"),
+        (["fusion=wrong", "fusion.wrong=mask"], "fusion gave Fused(embeddings=float32 [1, "),
+    ],
+)
+def test_a_part_that_gives_what_it_should_not_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    conf = my_conf(tmp_path / "my_conf")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("wrong_parts", "my_encoder"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (conf / "wrong_parts.py").write_text(WRONG)
+    for group, name in (("encoder/image", "Encoder"), ("projector", "Projector"), ("fusion", "Fusion")):
+        (conf / group).mkdir(parents=True, exist_ok=True)
+        wrong = "" if name == "Projector" else "wrong: none\n"
+        (conf / group / "wrong.yaml").write_text(f"_target_: wrong_parts.{name}\n{wrong}")
+    if words[0].startswith("wrong="):
+        words = ["encoder/image=wrong", f"encoder.image.{words[0]}"]
+    else:
+        words = ["encoder/image=mean_colour", *words]
+    assert main(["train", f"--config-dir={conf}", *words, *SMALL]) == 2
+    err = capfd.readouterr().err
+    assert said in err and "Traceback" not in err
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

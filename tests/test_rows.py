@@ -87,9 +87,9 @@ LINES = {
     b'{"label": true}': "its label is not a string or a number but a boolean",
     b'{"id": 1.5}': "its id is not a string or a whole number",
     b'{"id": ""}': "its id is not a string or a whole number but empty",
-    b'{"lable": 1}': "unknown key `lable`; did you mean `label`?",
+    b'{"lable": 1}': "unknown key `lable`; did you mean label?",
     b'{"messages": []}': '`messages` is not a list of {"role", "content"}',
-    b'{"messages": [{"role": "user", "contents": "x"}]}': "unknown key `contents`; did you mean `content`?",
+    b'{"messages": [{"role": "user", "contents": "x"}]}': "unknown key `contents`; did you mean content?",
     b'{"messages": [{"role": "bot", "content": "x"}]}': "message 1 has the role 'bot'",
     b'{"messages": [{"role": "user", "content": ["x"]}]}': "the content of message 1 is not a string but a list",
     b'{"messages": [{"role": "system", "content": "x"}]}': "has no user turn",
@@ -157,7 +157,7 @@ def test_gsm8k_loads_with_two_fields() -> None:
 
 
 FIELDS = {
-    ("usr", "q"): "data.fields.usr is not a field of a row; did you mean `user`?",
+    ("usr", "q"): "data.fields.usr is not a field of a row; did you mean user?",
     ("user", "question"): "data.fields.user=question: no row has the key `question`",
     ("assistant", "q"): "names assistant without user",
     ("label", "kept"): "data.extra and data.fields.label both name `kept`",
@@ -174,7 +174,7 @@ def test_a_bad_mapping_is_refused(tmp_path: Path, ours: str, theirs: str) -> Non
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
     write(tmp_path, {"messages": TALK})
-    assert "did you mean `train.jsonl`?" in refusal(tmp_path / "trian.jsonl")
+    assert "did you mean train.jsonl?" in refusal(tmp_path / "trian.jsonl")
     assert "has no rows" in refusal(write(tmp_path, b"", name="empty.jsonl"))
     with pytest.raises(Mistake, match="data.val_path: there is no file"):
         Jsonl(str(tmp_path), str(tmp_path / "none.jsonl"), {}, []).read(())

@@ -5,12 +5,14 @@ Strict as JSON is: 1 is a float too, but "1" is no number, 1.0 no whole number a
 
 from __future__ import annotations
 
-import difflib
 import json
+import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from runner.spelling import did_you_mean
 
 PLAIN_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 BOUNDS = (
@@ -26,6 +28,8 @@ def check_value(path: str, value: Any, annotation: Any) -> str | None:
     """A sentence that says what is wrong with the value, or None."""
     if annotation is Any:
         return None
+    if not all_finite(value):
+        return f"{path}: {json.dumps(value)} is wrong; it must be {describe(annotation)}, and finite."
     from pydantic import TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
@@ -36,11 +40,17 @@ def check_value(path: str, value: Any, annotation: Any) -> str | None:
     try:
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError:
-        hint = did_you_mean(value, choices_of(annotation)) if isinstance(value, str) else ""
-        return (
-            f"{path}: {json.dumps(value, ensure_ascii=False)} is wrong; it must be {describe(annotation)}{hint or '.'}"
-        )
+        hint = did_you_mean(value, choices_of(annotation)) if isinstance(value, str) else "."
+        return f"{path}: {json.dumps(value, ensure_ascii=False)} is wrong; it must be {describe(annotation)}{hint}"
     return None
+
+
+def all_finite(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(all_finite(one) for one in value.values())
+    if isinstance(value, list):
+        return all(all_finite(one) for one in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def describe(annotation: Any) -> str:
@@ -82,9 +92,3 @@ def choices_of(annotation: Any) -> list[str]:
     if get_origin(annotation) is Literal:
         return [one for one in get_args(annotation) if isinstance(one, str)]
     return [one for part in get_args(annotation) if typing.get_origin(part) for one in choices_of(part)]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean NAME?` for the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""

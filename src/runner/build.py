@@ -17,22 +17,25 @@ from runner import config, settings
 from runner.config import Composed
 from runner.data.chat import ChatFormat, prompt_of
 from runner.data.collate import Collate
-from runner.data.length import LengthReport, fit
+from runner.data.length import LengthReport, check_answers_fit, fit
 from runner.data.rows import check_modalities
 from runner.inventory import data_fingerprint, files_of
 from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
 from runner.models.llm import LanguageModel, LanguageModelSource, check_fits
+from runner.offers import check_gives, check_offers
 from runner.protocols import (
     Checkpointer,
     Encoder,
     Example,
+    Fault,
     InputFusion,
     Mistake,
     Objective,
     Projector,
     RowSource,
     Schedule,
+    Stopped,
     Tracker,
 )
 from runner.trackers.isolated import Isolated
@@ -93,10 +96,14 @@ def build(composed: Composed, tracks: bool) -> Parts:
     given = read_settings(composed)
     frame = build_frame(composed)
     texts = read_texts(composed, frame)
-    objective = build_objective(composed, frame, build_llm(composed, frame.source), texts.chat)
-    held_out = texts.examples.get("val", [])[: given.evaluation.predict_rows]
+    prompts = [prompt_of(example) for example in texts.examples.get("val", [])[: given.evaluation.predict_rows]]
+    check_answers_fit(prompts, composed.tree["model"].get("max_new_tokens"), frame.source.max_length())
     preprocess = {name: encoder.preprocess for name, encoder in frame.encoders.items()}
     collate = Collate(preprocess, texts.chat.tokenizer.pad_token_id)
+    llm = build_llm(composed, frame.source)
+    projectors = build_projectors(composed, frame, llm)
+    check_gives(frame.encoders, projectors, frame.fusion, llm, collate, texts.examples["train"])
+    objective = build_objective(composed, frame, llm, projectors, texts.chat)
     check_monitor(given, objective, texts, collate)
     return Parts(
         settings=given,
@@ -104,7 +111,7 @@ def build(composed: Composed, tracks: bool) -> Parts:
         optimizer=build_optimizer(composed, cast(nn.Module, objective)),
         schedule=seat(composed, "schedule"),
         examples=texts.examples,
-        prompts=[prompt_of(example) for example in held_out],
+        prompts=prompts,
         lengths=texts.lengths,
         collate=collate,
         checkpointer=mixed_seat(composed, "checkpoint", settings.Checkpoint),
@@ -117,9 +124,8 @@ def skeleton(composed: Composed) -> Objective:
     """The objective from the architecture alone: shapes without weights, tokenizer or rows."""
     with torch.device("meta"):
         frame = build_frame(composed)
-        return build_objective(
-            composed, frame, LanguageModel(adapt(composed, frame.source, frame.source.skeleton()), {}), None
-        )
+        llm = LanguageModel(adapt(composed, frame.source, frame.source.skeleton()), {})
+        return build_objective(composed, frame, llm, build_projectors(composed, frame, llm), None)
 
 
 def read_settings(composed: Composed) -> Settings:
@@ -143,12 +149,22 @@ def seat(composed: Composed, name: str, **runtime: Any) -> Any:
         node = (node or {}).get(key)
     if node is None:
         return None
-    return config.build(node, composed.plugin_folders, **runtime)
+    return build_node(composed, name, node, **runtime)
+
+
+def build_node(composed: Composed, name: str, node: Mapping[str, Any], **runtime: Any) -> Any:
+    """Raises `Fault` with the node's place in the config where its constructor fails."""
+    try:
+        return config.build(node, composed.plugin_folders, **runtime)
+    except (Mistake, Fault, Stopped):
+        raise
+    except Exception as error:
+        raise Fault(f"{name}: {node['_target_']} failed: {type(error).__name__}: {error}") from error
 
 
 def mixed_seat(composed: Composed, name: str, shared: type) -> Any:
     """The part of a seat whose node also holds settings that all its options share."""
-    return config.build(config.own_arguments(composed.tree[name], shared), composed.plugin_folders)
+    return build_node(composed, name, config.own_arguments(composed.tree[name], shared))
 
 
 @dataclass(frozen=True)
@@ -180,19 +196,6 @@ def build_encoders(composed: Composed) -> dict[str, Encoder]:
     return encoders
 
 
-def check_offers(part: Any, name: str, protocol: type) -> None:
-    """Raises `Mistake` naming what a part lacks of its protocol."""
-    methods = [key for key, value in vars(protocol).items() if callable(value) and not key.startswith("_")]
-    lacks = [member for member in (*protocol.__annotations__, *methods) if not hasattr(part, member)]
-    if not isinstance(part, nn.Module):
-        lacks.insert(0, "the base class torch.nn.Module")
-    if lacks:
-        raise Mistake(
-            f"{name}: {type(part).__module__}.{type(part).__name__} lacks {', '.join(lacks)}. "
-            f"See {protocol.__name__} in runner/protocols.py for what it must offer."
-        )
-
-
 @dataclass(frozen=True)
 class Texts:
     """Rows as numbers, by split."""
@@ -206,15 +209,16 @@ def read_texts(composed: Composed, frame: Frame) -> Texts:
     """Read every split, render it with the model's chat template, and hold the lengths against data.max_length."""
     given = config.section(composed.tree["data"], settings.Data)
     source: RowSource = mixed_seat(composed, "data", settings.Data)
+    takes = frame.source.max_length()
+    if given.max_length and takes and given.max_length > takes:
+        raise Mistake(f"data.max_length={given.max_length}: the language model takes {takes} tokens. Set at most that.")
     modalities = list(frame.encoders)
     chat = ChatFormat(frame.source.tokenizer(), modalities, frame.fusion.placement if frame.fusion else "front")
     examples, lengths = {}, {}
     for split, rows in source.read(sorted({*ITEM_FIELDS, *modalities})).items():
         check_modalities(rows, modalities)
         rendered = [chat.example(row) for row in rows]
-        limit = (
-            given.max_length or frame.source.max_length() or max((len(one.input_ids) for one in rendered), default=0)
-        )
+        limit = given.max_length or takes or max((len(one.input_ids) for one in rendered), default=0)
         examples[split], lengths[split] = fit(rendered, limit, given.over_length, chat)
     if not examples.get("train"):
         raise Mistake("data: there is no row to train on. See what was dropped, or give another data.path.")
@@ -247,7 +251,8 @@ def adapt(composed: Composed, source: LanguageModelSource, model: PreTrainedMode
         return adapter.apply(model)
 
 
-def build_objective(composed: Composed, frame: Frame, llm: LanguageModel, chat: ChatFormat | None) -> Objective:
+def build_projectors(composed: Composed, frame: Frame, llm: LanguageModel) -> dict[str, Projector]:
+    """By modality. Raises `Mistake` for an encoder without one."""
     projectors: dict[str, Projector] = {}
     for modality, encoder in frame.encoders.items():
         with seeded(composed.tree["seed"], f"projector.{modality}"):
@@ -256,6 +261,16 @@ def build_objective(composed: Composed, frame: Frame, llm: LanguageModel, chat: 
             raise Mistake(f"encoder.{modality} has no projector to the language model. Set projector=mlp or another.")
         check_offers(projector, "projector", Projector)
         projectors[modality] = projector
+    return projectors
+
+
+def build_objective(
+    composed: Composed,
+    frame: Frame,
+    llm: LanguageModel,
+    projectors: Mapping[str, Projector],
+    chat: ChatFormat | None,
+) -> Objective:
     objective = seat(
         composed, "model", llm=llm, encoders=frame.encoders, projectors=projectors, fusion=frame.fusion, chat=chat
     )
@@ -314,5 +329,5 @@ def build_tracker(composed: Composed) -> Tracker:
     """All configured trackers as one, isolated so that none can hurt the run."""
     nodes = composed.tree.get("tracker") or {}
     return Isolated(
-        {name: config.build(node, composed.plugin_folders) for name, node in nodes.items() if node is not None}
+        {name: build_node(composed, f"tracker.{name}", node) for name, node in nodes.items() if node is not None}
     )

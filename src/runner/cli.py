@@ -5,12 +5,12 @@ Nothing heavy is imported here: help, a wrong verb and completion of verbs take 
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.protocols import Mistake
+from runner.protocols import Fault, Mistake
+from runner.spelling import did_you_mean
 from runner.verbs import DEFAULT_VERB, DONE, FAULT, INTERRUPTED, MISTAKE, VERBS
 
 
@@ -36,10 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Mistake as error:
         print(error, file=sys.stderr)
         return MISTAKE
+    except Fault as error:
+        print(error, file=sys.stderr)
+        return FAULT
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as end:  # so Hydra ends its own pages, and a stop by a signal ends a sweep
         return end.code if isinstance(end.code, int) else FAULT if end.code else DONE
+    except Exception as error:  # the last net: nobody gets a traceback
+        from runner.complaints import is_about_input, reason, told_as_fault
+
+        about_input = is_about_input(error)
+        print(f"{reason(error)}." if about_input else told_as_fault(error), file=sys.stderr)
+        return MISTAKE if about_input else FAULT
 
 
 def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -49,9 +58,8 @@ def split_verb(words: Sequence[str]) -> tuple[str, list[str]]:
         return first, list(words[1:])
     if first.startswith(("-", "+", "~")) or "=" in first:
         return DEFAULT_VERB, list(words)
-    near = difflib.get_close_matches(first, VERBS, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}."
-    raise Mistake(f"{first}: no such verb; {hint} A setting is written key=value.")
+    hint = did_you_mean(first, VERBS, otherwise=f"; there are {', '.join(VERBS)}.")
+    raise Mistake(f"{first}: no such verb{hint} A setting is written key=value.")
 
 
 def help_text() -> str:

@@ -5,11 +5,13 @@ Each rule is a function of the config that yields sentences; it says nothing whe
 
 from __future__ import annotations
 
-import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from runner.spelling import nearest
 
 Tree = Mapping[str, Any]
 
@@ -115,28 +117,38 @@ def no_such_seat(seat: str, objective: str | None, listed: Sequence[str]) -> str
     return f"{seat}: model={objective} has no such seat; it has {', '.join(listed)}. Take it away or change the model."
 
 
+def expand_home(tree: dict[str, Any]) -> None:
+    """`~` in every path that a config names, before anything reads it."""
+    for path in ("data.path", "data.val_path", "lora.init", "llm.path", "resume"):
+        parent, _, key = path.rpartition(".")
+        node = at(tree, parent) if parent else tree
+        if isinstance(node, dict) and isinstance(node.get(key), str):
+            node[key] = os.path.expanduser(node[key])
+
+
 def files_exist(tree: Tree) -> Iterator[str]:
     for path in ("data.path", "data.val_path", "lora.init"):
         value = at(tree, path)
-        if isinstance(value, str) and "://" not in value and not Path(value).exists():
+        if isinstance(value, str) and "://" not in value and not os.path.exists(value):
             yield f"{path}: there is no {value}{beside(value)}. Give a file or folder that exists."
     weights = at(tree, "llm.path")
-    if isinstance(weights, str) and looks_like_path(weights) and not Path(weights).exists():
+    if isinstance(weights, str) and looks_like_path(weights) and not os.path.exists(weights):
         yield f"llm.path: there is no {weights}{beside(weights)}. Give a folder, or a hub's owner/name."
     resume = tree.get("resume")
-    if isinstance(resume, str) and resume != "auto" and not Path(resume).exists():
+    if isinstance(resume, str) and resume != "auto" and not os.path.exists(resume):
         yield f"resume: there is no {resume}{beside(resume)}. Give auto, a run's folder or a checkpoint."
 
 
 def looks_like_path(text: str) -> bool:
     """Rather than a hub's `owner/name`."""
-    return text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text
+    return text.startswith((".", "/")) or text.count("/") > 1 or "\\" in text
 
 
 def beside(path: str) -> str:
     """`; did you mean PATH?` when something with a near name lies in the same folder, else how far the path exists."""
     place = Path(path)
-    if place.parent.is_dir():
-        near = difflib.get_close_matches(place.name, [one.name for one in place.parent.iterdir()], 1)
-        return f" (there is {place.parent / near[0]})" if near else ""
-    return f" (nor a folder {place.parent})"
+    try:
+        near = nearest(place.name, os.listdir(place.parent))
+    except OSError:
+        return f" (nor a folder {place.parent})"
+    return f" (there is {place.parent / near})" if near else ""

@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 
-from runner.verbs import DEFAULT_VERB, DONE, VERBS
+from runner.verbs import DEFAULT_VERB, DONE, MISTAKE, VERBS
 
 FLAGS_WITH_PATH = ("--config-dir", "-cd")
 
@@ -42,4 +42,7 @@ def complete(words: Sequence[str]) -> int:
     from runner.launch import enter_hydra
 
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # half a line may not compose
-        return enter_hydra(verb, [*flags, *words], job=None, program="runner")
+        try:
+            return enter_hydra(verb, [*flags, *words], job=None, program="runner")
+        except Exception:
+            return MISTAKE  # in silence: a sentence would stand in the middle of what is being typed

@@ -21,14 +21,15 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from runner.annotations import did_you_mean
-from runner.combinations import OBJECTIVE_SEATS, check_combinations, no_such_seat
+from runner.combinations import OBJECTIVE_SEATS, check_combinations, expand_home, no_such_seat
+from runner.complaints import is_readable, reason, yaml_mistake
 from runner.overrides import Given, read_override
 from runner.protocols import Mistake
 from runner.quoting import quote
 from runner.resolving import resolve
 from runner.schema import Check, own_arguments, section
-from runner.targets import build, check_hydra
+from runner.spelling import did_you_mean
+from runner.targets import build, check_config_dir, check_hydra
 
 __all__ = [
     "CONF", "Composed", "Composer", "Report",
@@ -104,8 +105,8 @@ class Composer:
     def __init__(self, verb: str, config_dir: Path | None, config_name: str | None) -> None:
         self.verb, self.config_name = verb, config_name or verb
         self.plugin_folders = (config_dir.resolve(),) if config_dir else ()
-        if config_dir and not config_dir.is_dir():
-            raise Mistake(f"--config-dir: there is no folder {config_dir}.")
+        if config_dir:
+            check_config_dir(config_dir)
         setup_globals()
         search_path = create_config_search_path(str(CONF))
         for folder in self.plugin_folders:
@@ -113,10 +114,11 @@ class Composer:
         self.loader = ConfigLoaderImpl(config_search_path=search_path)
         self._repository = CachingConfigRepository(self.loader.repository)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
+        self._known_groups: list[str] | None = None
         if not self._repository.config_exists(self.config_name):
             known = self._repository.get_group_options("")
             raise Mistake(
-                f"--config-name: there is no config {self.config_name}{did_you_mean(self.config_name, known) or '.'}"
+                f"--config-name: there is no config {self.config_name}{did_you_mean(self.config_name, known)}"
             )
 
     def read(self, overrides: Sequence[str], report: Report) -> list[Given]:
@@ -124,15 +126,21 @@ class Composer:
         paths = [
             read_override(text, self._repository).parsed for text in overrides if text.startswith("hydra.searchpath=")
         ]
-        self.loader._process_config_searchpath(self.config_name, paths, self._repository)
+        try:
+            self.loader._process_config_searchpath(self.config_name, paths, self._repository)
+        except Exception as error:  # of Hydra, OmegaConf or YAML, for the primary config too
+            raise Mistake(self._unreadable(error, ())) from error
         given = []
         for text in overrides:
             try:
                 one = read_override(text, self._repository)
+                line = self._wrong_group(one)
             except Mistake as error:
                 report.composition.append(str(error))
                 continue
-            line = self._wrong_group(one)
+            except OSError as error:  # a name that is too long for a file
+                report.composition.append(f"{text}: {error.strerror}.")
+                continue
             if line:
                 report.composition.append(line)
             else:
@@ -148,6 +156,9 @@ class Composer:
         choices = base.hydra.runtime.choices
         for one in given:
             if one.is_removal:
+                below = [f"{key}=null" for key in choices if key.startswith(f"{one.key}/") and choices[key]]
+                if below and one.key not in choices:
+                    report.composition.append(f"{one.text}: {one.key} holds several options. Write {' '.join(below)}.")
                 one.text = f"~{one.key}" if choices.get(one.key) is not None else ""
             elif one.is_deletion and not one.is_group and "." not in one.key:
                 report.composition.append(
@@ -168,10 +179,15 @@ class Composer:
         choices = {key: option for key, option in hydra.runtime.choices.items() if not key.startswith("hydra/")}
         report.composition += check_hydra(OmegaConf.to_container(hydra, resolve=False))
         tree = resolve(task, report.values)
+        expand_home(tree)
         foreign_verbs = [file.stem for file in CONF.glob("*.yaml") if file.stem not in ("train", self.verb)]
         check = Check(self.plugin_folders, foreign_verbs)
         check.tree(tree)
         report.values += check.lines
+        lacking = self._lacks_package(choices.get("experiment"))
+        if lacking and any(f"{path}.".startswith("experiment.") for path in check.unknown):
+            report.composition.append(lacking)
+            check.unknown = [path for path in check.unknown if not f"{path}.".startswith("experiment.")]
         report.composition += [
             f"{path}: no such key{self._origin(path, hydra)}{check.suggestion(path)}" for path in check.unknown
         ]
@@ -181,11 +197,11 @@ class Composer:
         return Composed(tree, OmegaConf.to_yaml(task), choices, self.plugin_folders)
 
     def _wrong_group(self, one: Given) -> str | None:
-        groups = self._groups()
         if not one.is_group:
             if "/" not in one.key or one.is_hydra:
                 return None
-            hint = did_you_mean(one.key, groups) or f"; there are {', '.join(groups)}."
+            groups = self._groups()
+            hint = did_you_mean(one.key, groups, otherwise=f"; there are {', '.join(groups)}.")
             return f"{one.key}: no such config group{hint}"
         for option in one.options:
             if one.is_sweep and option == "null":
@@ -196,10 +212,15 @@ class Composer:
 
     def _no_such_option(self, group: str, option: str) -> str:
         options = self._repository.get_group_options(group)
-        return f"{group}={option}: no such option{did_you_mean(option, options) or '.'} There are {', '.join(options)}."
+        if not options:
+            below = [f"{name}={option}" for name in self._groups() if name.startswith(f"{group}/")]
+            return f"{group}={option}: {group} holds several options. Write {' or '.join(below)}."
+        return f"{group}={option}: no such option{did_you_mean(option, options)} There are {', '.join(options)}."
 
     def _groups(self) -> list[str]:
         """Every config group of ours and of the plugin folder."""
+        if self._known_groups is not None:
+            return self._known_groups
         found: list[str] = []
         waiting = [""]
         while waiting:
@@ -209,6 +230,7 @@ class Composer:
             below = [name for name in dict.fromkeys(below) if self._repository.group_exists(name)]
             found += [name for name in below if self._repository.get_group_options(name)]
             waiting += below
+        self._known_groups = found
         return found
 
     def _base(self, groups: list[Given], given: list[Given], report: Report) -> DictConfig:
@@ -230,19 +252,17 @@ class Composer:
                     RunMode.RUN,
                     validate_sweep_overrides=False,
                 )
-            except yaml.YAMLError as error:
-                report.composition.append(yaml_mistake(error))
             except HydraException as error:
                 if self._mend(error, given, report):
                     continue
-            except (TypeError, ValueError) as error:  # so Hydra answers some overrides that its grammar takes
-                report.composition.append(f"Hydra cannot compose this: {str(error).splitlines()[0]}.")
+            except Exception as error:  # so Hydra and OmegaConf answer some files, and overrides that the grammar takes
+                report.composition.append(self._unreadable(error, given))
             report.raise_if_any()
 
     def _mend(self, error: HydraException, given: Sequence[Given], report: Report) -> bool:
         """Report what Hydra says; True when the override that it speaks of could be changed or taken out."""
         said = [line.strip() for line in str(error).splitlines() if line.strip()]
-        text = said[0] if said else str(error.__cause__ or type(error).__name__).splitlines()[0]
+        text = said[0] if said else ""
         by_key = {one.key: one for one in given if one.text}
         if isinstance(error.__cause__, yaml.YAMLError):
             report.composition.append(yaml_mistake(error.__cause__))
@@ -282,12 +302,23 @@ class Composer:
         missing = str(getattr(error, "missing_cfg_file", None) or "")
         group, _, option = missing.rpartition("/")
         if not group or not self._repository.group_exists(group):
-            return f"{text.rstrip('.')}."
+            return self._unreadable(error, given)
         for name in [f"{one.key}/{chosen}" for one in given for chosen in one.options]:
             loaded = self._repository.load_config(name)
             if loaded and any(str(getattr(one, "value", None)) == option for one in loaded.defaults_list or ()):
                 return f"{name}.yaml: {self._no_such_option(group, option)}"
         return self._no_such_option(group, option)
+
+    def _unreadable(self, error: Exception, given: Sequence[Given]) -> str:
+        """What an error says, with the chosen file that cannot be read by itself or leads back to itself."""
+        if isinstance(error, yaml.YAMLError):
+            return yaml_mistake(error)
+        chosen = [self.config_name, *(f"{one.key}/{option}" for one in given for option in one.options)]
+        guilty = next((f"{name}.yaml: " for name in chosen if not is_readable(self._repository, name)), "")
+        said = f"{reason(error)}.".replace("?.", "?")
+        if guilty and guilty.removesuffix(".yaml: ") in said:
+            return said
+        return (guilty or ("" if isinstance(error, HydraException) else "Hydra cannot compose this: ")) + said
 
     def _objective_seats(self, objective: str | None) -> list[str] | None:
         """The seats that an objective's YAML lists."""
@@ -296,6 +327,16 @@ class Composer:
             return None
         listed = [str(getattr(one, "group", "") or "").lstrip("/").partition("/")[0] for one in loaded.defaults_list]
         return [seat for seat in OBJECTIVE_SEATS if seat in listed]
+
+    def _lacks_package(self, experiment: str | None) -> str | None:
+        """A sentence when the keys of an experiment's file do not land at the top."""
+        loaded = self._repository.load_config(f"experiment/{experiment}") if experiment else None
+        if loaded is None or loaded.header.get("package"):
+            return None
+        return (
+            f"experiment/{experiment}.yaml: its keys land under `experiment`. Begin it with the line "
+            "`# @package _global_`, and write it as key: value."
+        )
 
     def _unknown_fields(self, tree: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
         """Names in data.fields that are neither in the option's own YAML nor a modality."""
@@ -307,7 +348,7 @@ class Composer:
             return []
         known = [*map(str, own), *(encoders if isinstance(encoders, Mapping) else ())]
         wrong = [name for name in fields if name not in known]
-        return [f"data.fields.{name}: a row has no such field{did_you_mean(name, known) or '.'}" for name in wrong]
+        return [f"data.fields.{name}: a row has no such field{did_you_mean(name, known)}" for name in wrong]
 
     def _origin(self, path: str, hydra: DictConfig) -> str:
         """` (in FILE)` for a key that a YAML file brought, not the command line."""
@@ -330,10 +371,3 @@ def has_key(config: Any, key: str) -> bool:
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
     return OmegaConf.is_list(node) or (OmegaConf.is_dict(node) and last in node.keys())
-
-
-def yaml_mistake(error: yaml.YAMLError) -> str:
-    """Names the file and the line where it can."""
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    where = f"{mark.name}:{mark.line + 1}" if mark else "A config file"
-    return f"{where} is not YAML: {getattr(error, 'problem', None) or error}."

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,11 +17,22 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import CONF, Composed, Composer, Report, refuse_sweeps
 from runner.protocols import Mistake, Stopped
 from runner.quoting import in_quotes, quote, without_interpolation
-from runner.run_folder import choose_folder, failure_of, free_folder, read_status, record_failure
+from runner.resolving import why
+from runner.run_folder import (
+    choose_folder,
+    failure_of,
+    free_folder,
+    make_folder,
+    read_status,
+    record_failure,
+    writing,
+)
+from runner.spelling import did_you_mean
 from runner.sweep import check_sweep
 from runner.verbs import DONE, FAULT, MISTAKE, VERBS, WITH_RUN_FOLDER
 
@@ -90,7 +102,11 @@ def folder_of(composed: Composed, config: DictConfig, sweeping: bool) -> Path:
     if not sweeping:
         return choose_folder(composed.tree, given_path(config, "hydra.run.dir"))
     path = given_path(config, "hydra.sweep.dir")
-    return Path(path) if path else free_folder(Path("multirun", composed.tree["name"]))
+    if path:
+        return make_folder(Path(path))
+    parent = Path("multirun", composed.tree["name"])
+    with writing(parent):
+        return free_folder(parent)
 
 
 def read_flags(verb: str, words: Sequence[str]) -> argparse.Namespace:
@@ -100,10 +116,13 @@ def read_flags(verb: str, words: Sequence[str]) -> argparse.Namespace:
 
     def refuse(message: str) -> NoReturn:
         unknown = [word for word in words if word.startswith("-") and word not in known]
-        near = difflib.get_close_matches(unknown[0], known, 1) if unknown else []
-        raise Mistake(f"runner {verb}: {message}" + (f"; did you mean {near[0]}?" if near else "."))
+        hint = did_you_mean(unknown[0], known) if unknown else "."
+        raise Mistake(f"runner {verb}: {message}{hint}")
 
     parser.error = refuse  # type: ignore[method-assign]
+    for word in words:
+        if not word.isprintable() and re.search("[\0\ud800-\udfff]", word):
+            raise Mistake(f"{word!a} holds what is no UTF-8 text, or a NUL. Write it in UTF-8.")
     flags = parser.parse_intermixed_args(list(words))
     if sum(word.partition("=")[0] in ("--config-dir", "-cd") for word in words) > 1:
         raise Mistake("--config-dir is given twice, but there can be one such folder. Put the files into one.")
@@ -132,12 +151,21 @@ def enter_hydra(
         if job is not None:
             job(config)
 
-    before = sys.argv
+    before, asked = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [program or f"runner {verb}", *words]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints a traceback of its own and exits
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=verb)(task)()
+    except SystemExit as end:
+        if job is None and end.code == 1:  # a page that it cannot show: --package of a key that is not there
+            raise SystemExit(MISTAKE) from end
+        raise
     finally:
         sys.argv = before
+        if asked is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = asked
     return DONE
 
 
@@ -152,6 +180,8 @@ def given_path(config: DictConfig, key: str) -> str | None:
     holder.set_config(config)  # for ${hydra:...} in the path
     try:
         return str(OmegaConf.select(config, key))
+    except OmegaConfBaseException as error:
+        raise Mistake(f"{key}: it does not resolve{why(error)}") from error
     finally:
         holder.cfg = before
 
@@ -194,10 +224,10 @@ def attempt(work: Callable[[], None], folder: Path | None) -> int:
 
 def tell(text: str, folder: Path | None) -> None:
     """On stderr, and in the run's train.log."""
-    if folder is not None:
-        with (folder / "train.log").open("a", encoding="utf-8") as log:
-            log.write(text + "\n")
     print(text, file=sys.stderr)
+    if folder is not None:
+        with suppress(OSError), (folder / "train.log").open("a", encoding="utf-8") as log:
+            log.write(text + "\n")
 
 
 def call(verb: str, composed: Composed, folder: Path) -> dict[str, Any]:

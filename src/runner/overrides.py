@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from runner.complaints import reason
 from runner.protocols import Mistake
 
 
@@ -34,11 +35,11 @@ def read_override(text: str, repository: IConfigRepository) -> Given:
     """Raises `Mistake` for what Hydra's grammar does not take."""
     try:
         parsed = OverridesParser.create().parse_override(text)
-    except HydraException as error:
+    except (HydraException, ValueError, RecursionError) as error:
         if "=" not in text:
             raise Mistake(f"{text}: an override is written key=value.") from error
         name, _, typed = text.partition("=")
-        why = str(error).splitlines()[0]
+        why = reason(error) if isinstance(error, RecursionError) else str(error).splitlines()[0]
         raise Mistake(f"{text}: Hydra cannot read it ({why}). Quote the value: '{name}=\"{typed}\"'.") from error
     key = parsed.key_or_group
     value: Any = None if parsed.is_sweep_override() else parsed.value()
@@ -61,7 +62,7 @@ def options_of(parsed: Override, value: Any) -> list[str]:
     if parsed.is_sweep_override():
         from hydra.core.override_parser.types import Glob
 
-        if isinstance(parsed._value, Glob) or not parsed.is_discrete_sweep():
+        if isinstance(parsed._value, Glob) or not parsed.is_choice_sweep():
             return []
         return [str(one).strip("'\"") for one in parsed.sweep_string_iterator()]
     return [str(one) for one in (value if isinstance(value, list) else [value])] if value is not None else []

@@ -13,6 +13,8 @@ from runner.schema import UNKNOWN
 SECRET_WORDS = ("key", "token", "secret", "password")
 VOCABULARY = ("pad", "eos", "bos", "unk", "mask", "sep", "cls", "image", "audio", "text", "series", "special", "sort")
 """`pad_token`, `sort_key` and the like are no secrets."""
+HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
+"""`"\\ud800"` in YAML: no file and no tracker could take it."""
 FROM_ENVIRONMENT = re.compile(r"\$\{\s*(oc\.env:\s*\w+\s*(,\s*(null|''|\"\")\s*)?|[\w.]+)\}")
 
 
@@ -36,13 +38,16 @@ def _value(config: Any, raw_parent: Any, key: Any, path: str, lines: list[str]) 
     try:
         value = config[key]
     except OmegaConfBaseException as error:
-        lines.append(f"{path}: {raw} does not resolve{_why(error)}")
+        lines.append(f"{path}: {raw} does not resolve{why(error)}")
         return UNKNOWN
     if OmegaConf.is_config(value):
         inside = raw if isinstance(raw, dict | list) else OmegaConf.to_container(value, resolve=False)
         if isinstance(value, ListConfig):
             return [_value(value, inside, index, f"{path}.{index}", lines) for index in range(len(value))]
         return {str(inner): _value(value, inside, inner, f"{path}.{inner}", lines) for inner in value}
+    if isinstance(value, bytes) or (isinstance(value, str) and HALF_A_CHARACTER.search(value)):
+        lines.append(f"{path}: {value!a} is no text. Write one in UTF-8.")
+        return UNKNOWN
     return value
 
 
@@ -61,7 +66,8 @@ def may_stand(raw: Any) -> bool:
     return raw is None or isinstance(raw, dict | list)
 
 
-def _why(error: OmegaConfBaseException) -> str:
+def why(error: OmegaConfBaseException) -> str:
+    """The end of the sentence that a value does not resolve."""
     text = str(error).splitlines()[0]
     variable = re.search(r"Environment variable '(\w+)' not found", text)
     if variable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -16,6 +17,7 @@ from datetime import datetime
 from importlib import metadata
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any, Literal
 
 from runner.protocols import Fault, Mistake
@@ -35,10 +37,36 @@ PACKAGES = (
 
 
 def choose_folder(tree: Mapping[str, Any], run_dir: str | None) -> Path:
-    """The folder that a single run will have. `run_dir` is hydra.run.dir where the user gave one.
+    """The folder that a single run will have, made. `run_dir` is hydra.run.dir where the user gave one.
 
-    Raises `Mistake` when the folder holds a run and resume does not say to go on.
+    Raises `Mistake` when the folder holds a run and resume does not say to go on, or cannot be written.
     """
+    with writing(Path(run_dir or Path("outputs", str(tree["name"])))):
+        return make_folder(_chosen(tree, run_dir))
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder where there is none, and write in it. Raises `Mistake`, or `Fault` when the disk is full."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder, prefix=".") as file:
+            file.write(b"\n")
+    return folder
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say of an error of the system that it is the run's folder that cannot be."""
+    try:
+        yield
+    except OSError as error:
+        why = f"{error.strerror}: {error.filename or folder}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Fault(f"{folder}: the disk is full ({why}). Make room, or give another by hydra.run.dir.") from error
+        raise Mistake(f"{folder} cannot be a run's folder ({why}). Give another by hydra.run.dir.") from error
+
+
+def _chosen(tree: Mapping[str, Any], run_dir: str | None) -> Path:
     name, resume = str(tree["name"]), tree["resume"]
     if resume not in (None, "auto"):
         given = Path(resume)
@@ -61,6 +89,8 @@ def choose_folder(tree: Mapping[str, Any], run_dir: str | None) -> Path:
         folder = Path(run_dir)
         if resume != "auto":
             refuse_a_second_run(folder)
+        else:
+            refuse_remains(folder)
         return folder
     if resume == "auto":
         for folder in sorted(Path("outputs", name).glob("*/"), reverse=True):
@@ -82,9 +112,20 @@ def free_folder(parent: Path) -> Path:
 
 
 def refuse_a_second_run(folder: Path) -> None:
-    """Raises `Mistake` when a run has begun in the folder."""
+    """Raises `Mistake` when a run has begun in the folder, or what one wrote is still there."""
     if (folder / "config.yaml").is_file():
         raise Mistake(f"{folder} holds a run already. Set resume=auto to go on with it, or give another folder.")
+    refuse_remains(folder)
+
+
+def refuse_remains(folder: Path) -> None:
+    """Raises `Mistake` when the folder holds what a run wrote, but no config to go on by: it would be written over."""
+    found = [name for name in ("checkpoints", "metrics.jsonl") if (folder / name).exists()]
+    if found and not (folder / "config.yaml").is_file():
+        raise Mistake(
+            f"{folder} holds {' and '.join(found)} but no config.yaml, so it is no run to go on with, and a new one "
+            "would write over it. Give another folder."
+        )
 
 
 def is_locked(folder: Path) -> bool:
@@ -105,9 +146,10 @@ def read_status(folder: Path) -> dict[str, Any]:
 def read_json(file: Path) -> dict[str, Any]:
     """Empty when there is no such file, or none that can be read."""
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return value if isinstance(value, dict) else {}
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -118,13 +160,17 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def record_failure(folder: Path, exit_code: int, error: str) -> None:
-    """status.json of a run that ended badly, also one that never began; what an earlier life achieved stays."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """status.json of a run that ended badly, also one that never began; what an earlier life achieved stays.
+
+    Where it cannot be written, on a full disk, there is none: stderr has the error at any rate.
+    """
     status = read_status(folder)
     if is_locked(folder) or status.get("state") in ("finished", "stopped"):
         return
-    step = status.get("step", 0)
-    write_json(folder / "status.json", {"state": "failed", "step": step, "exit_code": exit_code, "error": error})
+    failed = {"state": "failed", "step": status.get("step", 0), "exit_code": exit_code, "error": error}
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "status.json", failed)
 
 
 def failure_of(error: Exception, log: Path | None) -> tuple[int, str]:
@@ -181,19 +227,21 @@ class RunFolder:
         self._metrics.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def _cut_metrics(self, stays: Callable[[dict[str, Any]], bool]) -> None:
-        """Take back the lines that do not stay, and half a line that a kill left."""
+        """Take back the lines that do not stay, half a line that a kill left, and what is no line of metrics."""
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return
         kept = []
-        for line in file.read_text(encoding="utf-8").split("\n"):
+        for text in file.read_bytes().split(b"\n"):
             try:
-                if stays(json.loads(line)):
-                    kept.append(line + "\n")
-            except ValueError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 continue
+            right = isinstance(line, dict) and isinstance(line.get("step"), int) and "split" in line
+            if right and stays(line):
+                kept.append(text + b"\n")
         beside = file.with_name(".metrics.jsonl")
-        beside.write_text("".join(kept), encoding="utf-8")
+        beside.write_bytes(b"".join(kept))
         beside.rename(file)
 
     def close(self) -> None:

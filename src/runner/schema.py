@@ -6,7 +6,6 @@ Everything that is wrong is collected; nothing is built and nothing heavy is imp
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from runner import settings
 from runner.annotations import check_value
 from runner.protocols import Mistake
 from runner.signatures import RUNTIME_ARGUMENTS
+from runner.spelling import nearest
 from runner.targets import ROOMS, find_target
 
 UNKNOWN = object()
@@ -105,7 +105,8 @@ class Check:
         beside = {
             name: f"{parent}.{name}".lstrip(".") for name in by_name if f"{parent}.{name}".lstrip(".") in self._known
         }
-        found = nearest(path, same) or (same[0] if same else None) or nearest(last, beside) or nearest(last, by_name)
+        found = nearest(path, same) or next(iter(same), None)
+        found = found or beside.get(nearest(last, beside) or "") or by_name.get(nearest(last, by_name) or "")
         return f"; did you mean {found}?" if found else "."
 
     def _plain_node(self, name: str, node: Any) -> None:
@@ -183,14 +184,6 @@ class Check:
             line = check_value(path, value, annotation)
             if line:
                 self.lines.append(line)
-
-
-def nearest(name: str, known: Mapping[str, str] | Sequence[str]) -> str | None:
-    """The nearest of the known names; of a mapping, what stands under it."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    if not near:
-        return None
-    return known[near[0]] if isinstance(known, Mapping) else near[0]
 
 
 def leaf_paths(path: str, value: Any) -> list[str]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.annotations import did_you_mean
 from runner.protocols import Mistake
+from runner.spelling import did_you_mean
 
 RUNTIME_ARGUMENTS = (
     "encoder_width",
@@ -56,7 +56,7 @@ def read_signature(file: Path, name: str) -> Signature | None:
     node = module.definitions.get(name)
     if node is None:
         hint = did_you_mean(name, [one for one in module.definitions if not one.startswith("_")])
-        raise Mistake(f"{file} defines no {name}{hint or '.'}")
+        raise Mistake(f"{file} defines no {name}{hint}")
     if isinstance(node, ast.FunctionDef):
         return _signature_of_function(node, module.names, skip_self=False)
     return _signature_of_class(node, module)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
-from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.override_parser.types import IntervalSweep, RangeSweep
+from hydra.errors import HydraException
 
+from runner.complaints import reason
 from runner.config import Composed, Composer, Report
 from runner.overrides import Given
 from runner.protocols import Mistake
+
+MOST_JOBS = 10_000
 
 
 def check_sweep(composer: Composer, given: Sequence[Given], params: Sequence[str], report: Report) -> Composed:
@@ -21,7 +26,10 @@ def check_sweep(composer: Composer, given: Sequence[Given], params: Sequence[str
     right: list[Composed] = []
     mistakes: list[str] = []
     axes = composer.read(params, report)
-    for texts in itertools.product(*(values(composer, one) for one in [*axes, *given])):
+    listed = [values(composer, one) for one in [*axes, *given]]
+    if math.prod(map(len, listed)) > MOST_JOBS:
+        raise Mistake(f"The sweep has {math.prod(map(len, listed)):,} jobs, and {MOST_JOBS:,} is the most. Give less.")
+    for texts in itertools.product(*listed):
         inside = Report(composition=list(report.composition))
         job = composer.read(texts, inside)
         config = composer.load(job, inside)
@@ -46,11 +54,24 @@ def no_interval(one: Given) -> str:
 
 
 def values(composer: Composer, one: Given) -> list[str]:
-    """The override once for each of its values."""
+    """The override once for each of its values. Raises `Mistake` where there is none, or no end of them."""
     if not one.is_sweep:
         return [one.text]
     key = one.parsed.get_key_element()
     if isinstance(one.parsed._value, IntervalSweep):
         return [f"{key}={one.parsed._value.start}"]
     one.parsed.config_loader = composer.loader
-    return [f"{key}={value}" for value in one.parsed.sweep_string_iterator()]
+    try:
+        if isinstance(one.parsed._value, RangeSweep) and more_than(MOST_JOBS, one.parsed._value.range()):
+            raise Mistake(f"{one.text}: it has more than {MOST_JOBS:,} values. Take a larger step.")
+        found = [f"{key}={value}" for value in one.parsed.sweep_string_iterator()]
+    except (ValueError, ArithmeticError, HydraException) as error:  # a step of 0, not a number
+        raise Mistake(f"{one.text}: it is no range of numbers ({reason(error)}).") from error
+    if not found:
+        raise Mistake(f"{one.text}: the sweep has no value. Give it at least one.")
+    return found
+
+
+def more_than(most: int, values: Iterable[object]) -> bool:
+    """Without going through all of them: a range with a tiny step has no end."""
+    return next(itertools.islice(values, most, None), None) is not None

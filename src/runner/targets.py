@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -213,6 +214,26 @@ def _build_inside(value: Any, plugin_folders: Sequence[Path], runtime: Mapping[s
     if isinstance(value, list):
         return [_build_inside(one, plugin_folders, runtime) for one in value]
     return value
+
+
+MOST_FOLDERS = 2_000
+"""Below --config-dir; Hydra lists them all. More is another folder than was meant, or a link that leads round."""
+
+
+def check_config_dir(folder: Path) -> None:
+    """Raises `Mistake` for what cannot be a folder of configs, without a walk through all of it."""
+    if not os.path.isdir(folder):
+        raise Mistake(f"--config-dir: there is no folder {folder}.")
+    holds_any = False
+    for seen, (_, _, files) in enumerate(os.walk(folder, followlinks=True), start=1):
+        holds_any = holds_any or any(name.endswith((".yaml", ".py")) for name in files)
+        if seen > MOST_FOLDERS:
+            raise Mistake(
+                f"--config-dir: {folder} has more than {MOST_FOLDERS:,} folders below it. Give one that holds nothing "
+                "but your configs and parts."
+            )
+    if not holds_any:
+        raise Mistake(f"--config-dir: {folder} holds no .yaml and no .py. Give the folder of your configs and parts.")
 
 
 def check_hydra(node: Any) -> Iterator[str]:

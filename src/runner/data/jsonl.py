@@ -14,10 +14,10 @@ from runner.data.rows import (
     check_messages,
     check_placeholders,
     kind,
-    nearest,
     placeholder_names,
 )
 from runner.protocols import Mistake, Row
+from runner.spelling import did_you_mean
 
 TOLD = 10
 """Different row mistakes told at once."""
@@ -49,18 +49,18 @@ class Jsonl:
 
 
 def split_files(path: str, val_path: str | None) -> dict[str, Path]:
-    given = Path(path).expanduser()
+    given = Path(path)
     files = {"train": given}
     if given.is_dir():
         files = {split: given / f"{split}.jsonl" for split in ("train", "val", "test")}
         files = {split: file for split, file in files.items() if split == "train" or file.exists()}
     if val_path is not None:
-        files["val"] = Path(val_path).expanduser()
+        files["val"] = Path(val_path)
     for split, file in files.items():
         if not file.is_file():
             key = "data.val_path" if split == "val" and val_path is not None else "data.path"
             beside = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
-            raise Mistake(f"{key}: there is no file {file}{nearest(file.name, beside)}")
+            raise Mistake(f"{key}: there is no file {file}{did_you_mean(file.name, beside)}")
     return files
 
 
@@ -124,7 +124,7 @@ class Columns:
         for name in asked:
             if name not in ours:
                 raise Mistake(
-                    f"data.fields.{name} is not a field of a row{nearest(name, ours)} Known: {', '.join(ours)}."
+                    f"data.fields.{name} is not a field of a row{did_you_mean(name, ours)} Known: {', '.join(ours)}."
                 )
         for name, key in fields.items():
             if key in extra:
@@ -150,14 +150,14 @@ class Columns:
             if records and key not in seen:
                 known = ", ".join(seen)
                 raise Mistake(
-                    f"data.fields.{name}={key}: no row has the key `{key}`{nearest(key, seen)} Keys: {known}."
+                    f"data.fields.{name}={key}: no row has the key `{key}`{did_you_mean(key, seen)} Keys: {known}."
                 )
 
     def row(self, record: Mapping[str, Any], file: Path, number: int) -> Row:
         for key in record:
             if key not in self.known and not key.startswith("_"):
                 raise Mistake(
-                    f"has an unknown key `{key}`{nearest(key, self.known)} Map it (data.fields) or keep it as "
+                    f"has an unknown key `{key}`{did_you_mean(key, self.known)} Map it (data.fields) or keep it as "
                     f"metadata (data.extra=[{key}])."
                 )
         values = {name: record.get(key) for name, key in self.keys.items()}

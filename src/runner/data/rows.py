@@ -5,7 +5,6 @@ A function here raises `Mistake` with the reason alone; whoever reads the source
 
 from __future__ import annotations
 
-import difflib
 import re
 import stat
 from collections.abc import Collection, Iterable, Sequence
@@ -13,17 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from runner.protocols import Message, Mistake, Row
+from runner.spelling import did_you_mean
 
 MODALITIES = ("image", "audio", "text", "series")
 ROLES = ("system", "user", "assistant")
 LARGEST_NUMBER = 3.4e38
 """Numbers of a series become float32."""
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence: `; did you mean ...?` with the known name that is most alike, or a full stop."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean `{close[0]}`?" if close else "."
 
 
 def check_messages(value: Any) -> tuple[Message, ...]:
@@ -36,7 +30,7 @@ def check_messages(value: Any) -> tuple[Message, ...]:
             raise Mistake(f'message {number} is not an object with "role" and "content".')
         for key in turn:
             if key not in ("role", "content"):
-                raise Mistake(f"message {number} has an unknown key `{key}`{nearest(key, ('role', 'content'))}")
+                raise Mistake(f"message {number} has an unknown key `{key}`{did_you_mean(key, ('role', 'content'))}")
         role, content = turn.get("role"), turn.get("content")
         if role not in ROLES:
             raise Mistake(f"message {number} has the role {role!r}, not one of system, user, assistant.")

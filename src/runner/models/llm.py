@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from runner import fingerprint
 from runner.models.byte_tokenizer import byte_tokenizer
-from runner.protocols import IGNORED, Fault, Mistake
+from runner.protocols import IGNORED, Fault, Mistake, Stopped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -121,15 +121,21 @@ class Pretrained:
 
         # AutoTokenizer goes by the model's type even where the folder names the plain class: Qwen2's would add a token.
         plain = ("TokenizersBackend", "PreTrainedTokenizerFast")
-        named = self._read("a tokenizer", get_tokenizer_config).get("tokenizer_class")
-        read = PreTrainedTokenizerFast if named in plain else AutoTokenizer
+        config = self._read("a tokenizer", get_tokenizer_config)
+        is_plain = isinstance(config, dict) and config.get("tokenizer_class") in plain
+        read = PreTrainedTokenizerFast if is_plain else AutoTokenizer
         return self._read("a tokenizer", read.from_pretrained)
 
     def max_length(self) -> int | None:
         return getattr(self._text_config(), "max_position_embeddings", None)
 
     def width(self) -> int:
-        return int(self._text_config().hidden_size)
+        config = self._text_config()
+        if not isinstance(getattr(config, "hidden_size", None), int):
+            raise Mistake(
+                f"llm.path={self.path}: a {config.model_type} model is no causal language model. Give one that is."
+            )
+        return int(config.hidden_size)
 
     def _text_config(self) -> Any:
         from transformers import AutoConfig
@@ -149,6 +155,11 @@ class Pretrained:
                 f"llm.path={self.path}: the folder lacks {len(missing)} of the model's tensors ({missing[0]}), which "
                 "would be random. Give one with all its weights."
             )
+        # Torch cannot tell of float8 whether it is finite.
+        weights = [(name, one) for name, one in model.named_parameters() if one.dtype.itemsize > 1]
+        broken = next((name for name, one in weights if not torch.isfinite(one).all()), None)
+        if broken:
+            raise Mistake(f"llm.path={self.path}: {broken} holds NaN or infinity. Give a folder with sound weights.")
         # Else generation takes what is not said from the folder's own: a repetition penalty would make greedy another.
         model.generation_config = GenerationConfig()
         return cast("PreTrainedModel", model)
@@ -168,7 +179,9 @@ class Pretrained:
     def _read(self, what: str, from_pretrained: Any, **arguments: Any) -> Any:
         try:
             return from_pretrained(self.path, **arguments)
-        except (OSError, ValueError, KeyError) as error:
+        except Stopped:
+            raise
+        except Exception as error:  # whatever the libraries raise about a folder that is not whole
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise Mistake(
                 f"llm.path={self.path}: no {what.removeprefix('a ')} could be read ({reason}). "
@@ -252,7 +265,10 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """Hold the loss at labelled positions against the family's own on one row; raises `Fault` where they differ."""
+        """Hold the loss at labelled positions against the family's own on one row; raises `Fault` where they differ.
+
+        Raises `Mistake` where a position sees later ones: such a model would read the answer that it is to learn.
+        """
         device = self.embedding.weight.device
         vocabulary = self.embedding.weight.shape[0]
         input_ids = (torch.arange(3, 35) * 7 % vocabulary).unsqueeze(0)
@@ -265,12 +281,20 @@ class LanguageModel(nn.Module):
         try:
             own = float(self.model(**inputs, labels=labels.to(device), use_cache=False).loss)
             ours = float(self.loss_sum(labels, **inputs)) / int((labels[:, 1:] != IGNORED).sum())
+            before = self.model(**inputs, use_cache=False).logits[:, :16].float()
+            inputs["input_ids"][:, 16:] = inputs["input_ids"][:, 16:].flip(1)
+            change = float((self.model(**inputs, use_cache=False).logits[:, :16].float() - before).abs().max())
         finally:
             self.model.train(training)
         if not abs(ours - own) <= HEAD_TOLERANCE[self.model.dtype] * max(1.0, abs(own)):
             raise Fault(
                 f"llm: the loss of {self.family} is {own:.6g} by its own rule and {ours:.6g} at labelled "
                 "positions only, so this family cannot be trained here. Please report it with its name."
+            )
+        if not change <= HEAD_TOLERANCE[self.model.dtype] * max(1.0, float(before.abs().max())):
+            raise Mistake(
+                f"llm: in {self.family} a token sees those that come after it, so it is no causal language model. "
+                "Give one that is."
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import warnings
 from pathlib import Path
@@ -12,6 +11,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from runner.protocols import Mistake
+from runner.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -104,9 +104,8 @@ def check_targets(model: nn.Module, targets: list[str]) -> None:
     for target in targets:
         matched = [module for name, module in model.named_modules() if name and f".{name}".endswith(f".{target}")]
         if not any(isinstance(module, ADAPTABLE) or is_linear(module) for module in matched):
-            near = difflib.get_close_matches(target, ends, 1)
-            hint = f"did you mean {near[0]}?" if near else f"its linear layers are {', '.join(ends)}."
+            hint = did_you_mean(target, ends, otherwise=f"; its linear layers are {', '.join(ends)}.")
             what = "no module" if not matched else f"only {type(matched[0]).__name__}, which LoRA cannot adapt, "
-            lines.append(f"lora.target_modules: {target} matches {what} of {type(model).__name__}; {hint}")
+            lines.append(f"lora.target_modules: {target} matches {what} of {type(model).__name__}{hint}")
     if lines:
         raise Mistake("\n".join(lines))
