@@ -37,7 +37,7 @@ ROOMS = {
     "clusters": ("clusters.*",),
     "checkpoint": ("checkpoint",),
     "optimizer": ("optimizer", "schedule"),
-    "machine": ("run_folder", "terminal", "precision", "signals", "peers"),
+    "machine": ("run_folder", "folders", "terminal", "precision", "signals", "peers"),
     "ground": ("protocols", "settings", "fingerprint", "spelling"),
 }  # fmt: skip
 """Room: its modules, below `runner`."""

@@ -16,7 +16,7 @@ def test_metrics_keep_their_whole_right_lines(tmp_path: Path) -> None:
     kept = LINE % 1 + LINE % 2
     cut = (LINE % 2).encode()[:-4]
     assert cut.endswith(b"\xc3")  # inside a character
-    with open_run(tmp_path) as run:
+    with open_run(tmp_path, holds=True) as run:
         for rest in (cut, b'5\n{}\n[1]\nnull\n"text"\n{"step": "a", "split": "val"}\n', b"\n\n", (LINE % 3).encode()):
             file.write_bytes(kept.encode() + rest)
             run.begin("", None, step=2, owes_evaluation=False)

@@ -20,18 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.config import CONF, Composed, Composer, Report, refuse_sweeps
+from runner.folders import choose_folder, free_folder, make_folder, writing
 from runner.protocols import Mistake, Stopped
 from runner.quoting import in_quotes, quote, without_interpolation
 from runner.resolving import why
-from runner.run_folder import (
-    choose_folder,
-    failure_of,
-    free_folder,
-    make_folder,
-    read_status,
-    record_failure,
-    writing,
-)
+from runner.run_folder import failure_of, read_status, record_failure
 from runner.spelling import did_you_mean
 from runner.sweep import check_sweep
 from runner.verbs import DONE, FAULT, MISTAKE, VERBS, WITH_RUN_FOLDER

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
 from runner import settings
 from runner.config import Composed, build, composed_again, own_arguments, section
 from runner.protocols import Ending, Engine, Fault, Mistake, Stopped
-from runner.run_folder import is_locked, read_json, read_status, write_json
+from runner.run_folder import failure_of, is_locked, read_json, read_status, write_json
 
 HANDED_OVER = ".launch.json"
 FIRST_FAILURE = "logs/failure.json"
+LOST = re.compile("by peer|remote process|Socket|Broken pipe|Connection refused")
+"""How torch's backends tell of another process that went away."""
 
 
 def train(composed: Composed, folder: Path) -> dict[str, Any]:
@@ -54,13 +58,14 @@ def take_over(folder: Path) -> Composed:
     return composed_again(given["config"], given["choices"], tuple(map(Path, given["plugin_folders"])))
 
 
-def note_failure(folder: Path, exit_code: int, error: str) -> None:
-    """Keep the run's first failure: those that come after it are most often its consequence, a lost connection say.
+def note_failure(folder: Path, error: Exception) -> None:
+    """Keep the run's first failure: those that come after it are most often its consequence.
 
     It must be called before this process ends, and so before any other can notice.
     """
+    exit_code, text = failure_of(error, folder / "train.log")
     beside = folder / f"logs/.failure-{os.getpid()}"
-    write_json(beside, {"exit_code": exit_code, "error": error})
+    write_json(beside, {"exit_code": exit_code, "error": text, "lost_another": bool(LOST.search(str(error)))})
     try:
         os.link(beside, folder / FIRST_FAILURE)  # as open(..., "x"), but whole at once
     except FileExistsError:
@@ -71,30 +76,30 @@ def note_failure(folder: Path, exit_code: int, error: str) -> None:
 
 def outcome(folder: Path, ending: Ending, began: bool) -> dict[str, Any]:
     """The summary, or what the run's processes raised. `began`: whether they have written its status."""
+    goes_on = f"resume={folder} goes on from the last checkpoint."
     failure = read_json(folder / FIRST_FAILURE)
+    killed = [rank for rank, code in ending.exit_codes.items() if code < 0]
+    if killed and (not failure or failure["lost_another"]):
+        number = -ending.exit_codes[killed[0]]
+        raise Fault(
+            f"Process {killed[0]} of the run was ended by signal {number}"
+            f"{', perhaps because memory ran out' if number == signal.SIGKILL else ''}. {goes_on}"
+        )
     if failure:
-        raise (Mistake if failure["exit_code"] == 2 else Fault)(failure["error"])
+        raise (Mistake if failure["exit_code"] == Mistake.exit_code else Fault)(failure["error"])
     status = read_status(folder) if began else {}
     if status.get("state") == "stopped":
-        number = status["exit_code"] - 128
-        raise Stopped(
-            number,
-            f"Stopped by signal {number} after step {status['step']}; resume={folder} goes on from there.",
-        )
-    if status.get("state") == "finished" and ending.fault is None:
+        number, step = status["exit_code"] - 128, status["step"]
+        raise Stopped(number, f"Stopped by signal {number} after step {step}; resume={folder} goes on from there.")
+    if status.get("state") == "finished" and not ending.exit_codes:
         return read_json(folder / "summary.json")
     if ending.signal is not None and not began:
         raise Stopped(ending.signal, f"Stopped by signal {ending.signal} before a step was trained.")
     if ending.signal is not None:
         raise Fault(
-            f"Signal {ending.signal} came, and the processes did not save in time: raise cluster.shutdown_s. "
-            f"resume={folder} goes on from the last checkpoint."
+            f"Signal {ending.signal} came, and the processes did not save in time: raise cluster.shutdown_s. {goes_on}"
         )
-    ended = (ending.fault or "the processes ended").capitalize()
-    raise Fault(
-        f"{ended} without a word; {folder / 'logs'} has what they printed. resume={folder} goes on from the last "
-        "checkpoint."
-    )
+    raise Fault(f"The run's processes ended without a word; {folder / 'logs'} has what they printed. {goes_on}")
 
 
 def written(file: Path) -> tuple[int, int] | None:

@@ -276,8 +276,8 @@ class Ending:
 
     signal: int | None = None
     """The one that stopped the engine."""
-    fault: str | None = None
-    """What became of the first process that failed: `process 1 was ended by signal 9`."""
+    exit_codes: Mapping[int, int] = field(default_factory=dict)
+    """By rank, of the processes that failed; a negative one is the signal that ended it."""
 
 
 @dataclass(frozen=True)
@@ -293,9 +293,13 @@ class CheckpointContent:
 class Mistake(Exception):
     """Something the user can mend: bad config or bad data. Its text is one or more whole sentences; exit code 2."""
 
+    exit_code = 2
+
 
 class Fault(Exception):
     """Something went wrong that is not the user's mistake, told in a sentence; exit code 1."""
+
+    exit_code = 1
 
 
 class Stopped(Exception):

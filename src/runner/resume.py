@@ -11,8 +11,9 @@ import yaml
 from torch import nn
 
 from runner.checkpoint import own_tensors, restore, restore_optimizer
+from runner.folders import refuse_a_second_run
 from runner.protocols import CheckpointContent, Mistake
-from runner.run_folder import read_json, refuse_a_second_run
+from runner.run_folder import read_json
 from runner.session import Progress
 
 if TYPE_CHECKING:

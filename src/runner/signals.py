@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C: a step is finished and saved, then the run stops; before the first one it stops at once.
 
-A second signal stops at once in any case.
+A second signal stops at once in any case, unless it comes within a second of the first: a launcher hands on what its
+whole group was sent, and the kernel may tell of a parent's death once for each of its threads.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from types import FrameType
 from runner.protocols import Stopped
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
+SAME_S = 1.0
+"""Seconds within which a second signal is the first one again."""
 PR_SET_PDEATHSIG = 1
 """prctl(2)"""
 
@@ -42,12 +46,16 @@ def stop_on_signal() -> Iterator[StopRequest]:
         yield request
         return
     before = {number: signal.getsignal(number) for number in CAUGHT}
+    came = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal came
         if request.number is not None:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        request.number = number
+            if time.monotonic() - came > SAME_S:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        request.number, came = number, time.monotonic()
         if not request.waits:
             raise _AtOnceError
 
@@ -56,8 +64,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
     try:
         yield request
     except _AtOnceError:
-        came = request.number or 0
-        raise Stopped(came, f"Stopped by signal {came} before a step was trained.") from None
+        sentence = f"Stopped by signal {request.number} before a step was trained."
+        raise Stopped(request.number or 0, sentence) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -22,7 +22,6 @@ def main() -> int:
     import torch.distributed as distributed
 
     from runner.processes import note_failure, take_over
-    from runner.run_folder import failure_of
     from runner.training import train
 
     try:
@@ -30,7 +29,7 @@ def main() -> int:
     except Stopped:
         pass
     except Exception as error:
-        note_failure(folder, *failure_of(error, folder / "train.log"))
+        note_failure(folder, error)
         return 1
     if distributed.is_initialized():
         distributed.destroy_process_group()

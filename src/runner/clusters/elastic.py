@@ -54,9 +54,7 @@ class Elastic:
             except SignalException as stopped:
                 return Ending(signal=int(stopped.sigval))
             except ChildFailedError as error:
-                rank, first = error.get_first_failure()
-                code = first.exitcode
-                return Ending(fault=f"process {rank} ended with " + (f"signal {-code}" if code < 0 else f"code {code}"))
+                return Ending(exit_codes={rank: failure.exitcode for rank, failure in error.failures.items()})
         return Ending()
 
 
