@@ -7,6 +7,8 @@ CONFIG ?=
 BIN := .venv/bin
 RUNNER := $(BIN)/python -m runner
 PYTEST := env -u COMET_API_KEY OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Two tests at a time, each with one thread.
+SIDE_BY_SIDE := -n 2 --dist worksteal
 # What .venv/installed holds once everything is installed: compared by content, so a touched file installs nothing.
 WANTED := { pwd; cat pyproject.toml constraints.txt; }
 
@@ -15,13 +17,14 @@ RIGHT_PYTHON := $(BIN)/python -c 'import pip, sys; sys.exit(not $(RIGHT_VERSION)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-quick train train-custom test test-slow lint bench wheel clean
+.PHONY: help setup train-quick train train-custom test test-faults test-slow lint bench wheel clean
 
 help:
 	@echo 'make train-quick                          set up, then train a small image-to-text model (about a minute)'
 	@echo 'make train ARGS="experiment=NAME ..."     runner train with these arguments'
 	@echo 'make train-custom CONFIG=my.yaml          runner train with an experiment file of your own (and ARGS)'
 	@echo 'make test                                 the tests; ARGS goes to pytest: ARGS="-k resume"'
+	@echo 'make test-faults                          signals and kills of real runs, in one process and two (minutes)'
 	@echo 'make test-slow                            the tests that train whole runs (some minutes)'
 	@echo 'make lint                                 ruff, its formatter and mypy'
 	@echo 'make bench                                runner beside other training loops, into docs/BENCHMARKS.md (10 minutes)'
@@ -51,10 +54,13 @@ train-custom: setup
 	$(RUNNER) train --config-dir build/custom 'experiment=$(basename $(notdir $(CONFIG)))' $(ARGS)
 
 test: setup
-	$(PYTEST) $(ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) $(ARGS)
 
 test-slow: setup
 	$(PYTEST) -m slow $(ARGS)
+
+test-faults: setup
+	$(PYTEST) -m faults $(ARGS)
 
 lint: setup
 	$(BIN)/python -m ruff check .

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from runner import training, worker
+from runner import cli, training, worker
 from runner.config import compose
 from runner.feed import FedStep
 from runner.processes import hand_over
@@ -33,10 +33,14 @@ Sabotage = Callable[[int], None]
 
 
 def start(
-    folder: Path, overrides: Sequence[str], processes: int = 1, sabotage: Sabotage | None = None
+    folder: Path,
+    overrides: Sequence[str],
+    processes: int = 1,
+    sabotage: Sabotage | None = None,
+    asked: int | None = None,
 ) -> list[BaseProcess]:
-    """The processes of one run, started."""
-    cluster = [] if processes == 1 else ["cluster=ddp", f"cluster.num_processes={processes}"]
+    """The processes of one run; `asked`: how many its config says, if not as many."""
+    cluster = [] if processes == 1 else ["cluster=ddp", f"cluster.num_processes={asked or processes}"]
     folder.mkdir(parents=True, exist_ok=True)
     hand_over(compose("train", [*overrides, *cluster]), folder)
     port = free_port()
@@ -57,6 +61,25 @@ def train(folder: Path, overrides: Sequence[str], processes: int = 1, sabotage: 
     for process in started:
         process.kill()
     return [-999 if code is None else code for code in codes]
+
+
+def launch(words: Sequence[str], output: Path) -> BaseProcess:
+    """`runner WORDS` in a process and a group of its own, which prints into a file."""
+    process = SERVER.Process(target=command_line, args=(list(words), output, os.getcwd()))
+    process.start()
+    return process
+
+
+def command_line(words: list[str], output: Path, working_folder: str) -> None:
+    multiprocessing.set_start_method("fork", force=True)
+    os.setsid()
+    os.chdir(working_folder)
+    with output.open("w") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    code = cli.main(words)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def work(folder: Path, rank: int, processes: int, port: int, sabotage: Sabotage | None) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import random
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ranks
 import torch
 from torch import nn
 
@@ -73,6 +77,44 @@ def test_a_failing_disk_leaves_the_last_good_one(tmp_path: Path, monkeypatch: py
     with pytest.raises(Fault, match="No space left.*step-00000001"):
         Local().save(tmp_path, content(2))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def save_forever(folder: Path, pipe: Any) -> None:
+    pipe.send("saves")
+    newest, _ = Local().newest(folder)
+    step = int(newest.name.removeprefix("step-")) if newest else 0
+    while True:
+        step += 1
+        weights = {f"weight-{k}": torch.full((128, 1024), float(step)) for k in range(4)}
+        Local().save(folder, CheckpointContent(step, weights, {"0.exp_avg": weights["weight-0"]}, {"step": step}))
+        Local().prune(folder, {step - 1, step})
+
+
+def test_the_newest_checkpoint_is_whole_after_any_kill(tmp_path: Path) -> None:
+    """kill -9 at 40 seeded moments while nothing is done but saving; each life goes on from what the last one left."""
+    chance, before, interrupted = random.Random(0), 0, 0
+    for life in range(40):
+        ours, theirs = ranks.SERVER.Pipe()
+        process = ranks.SERVER.Process(target=save_forever, args=(tmp_path, theirs))
+        process.start()
+        assert ours.recv() == "saves"
+        time.sleep(chance.uniform(0.02, 0.12))
+        process.kill()
+        process.join()
+        newest, passed_over = Local().newest(tmp_path)
+        assert not passed_over, passed_over
+        if life == 0 and newest is None:
+            continue
+        assert newest is not None
+        loaded = Local().load(newest)
+        assert loaded.step >= before and loaded.state["step"] == loaded.step
+        assert all(bool((weight == loaded.step).all()) for weight in loaded.trainable.values())
+        before = loaded.step
+        leftovers = [*tmp_path.glob("checkpoints/.*")]
+        interrupted += bool(leftovers)
+        Local().cut_back(tmp_path, before)
+        assert not [*tmp_path.glob("checkpoints/.*")]
+    assert before > 40 and interrupted >= 10, (before, interrupted)
 
 
 def test_pruning_keeps_what_it_is_told(tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def test_a_full_disk_is_a_fault(here: Path, monkeypatch: pytest.MonkeyPatch, cap
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("runner.run_folder.TemporaryFile", full)
+    monkeypatch.setattr("runner.folders.TemporaryFile", full)
     assert main(["hydra.run.dir=mine"]) == 1
     assert capfd.readouterr().err == (
         "mine: the disk is full (No space left on device: mine). Make room, or give another by hydra.run.dir.\n"

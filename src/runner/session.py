@@ -123,10 +123,23 @@ class Gate:
         self._optimizer = optimizer.optimizer
         self._scaler = accelerator.scaler
         self._on_device = all(group.get("fused") for group in optimizer.param_groups)
-        self.skipped = torch.tensor(
-            [progress.skipped_in_a_row, progress.skipped_steps], dtype=torch.float32, device=accelerator.device
+        self._device = accelerator.device
+        self._skipped = torch.tensor(
+            [progress.skipped_in_a_row, progress.skipped_steps], dtype=torch.float32, device=self._device
         )
-        """Steps without an update: in a row, and in all."""
+        self._flags: list[Tensor] = []
+        """1.0 for each step since that had no update; counted together, as one by one would cost more."""
+
+    @property
+    def skipped(self) -> Tensor:
+        """float32 [2]: steps without an update, in a row and in all."""
+        if self._flags:
+            flags = torch.stack(self._flags)
+            last_update = ((1 - flags) * torch.arange(1, len(flags) + 1, device=self._device)).max()  # 0: none of them
+            in_a_row = len(flags) - last_update + (last_update == 0) * self._skipped[0]
+            self._skipped = torch.stack([in_a_row, self._skipped[1] + flags.sum()])
+            self._flags = []
+        return self._skipped
 
     def note(self, progress: Progress) -> None:
         """Read the device."""
@@ -134,7 +147,7 @@ class Gate:
 
     def step(self, grad_norm: Tensor) -> None:
         """Update or skip, and clear the gradients."""
-        bad = (~torch.isfinite(grad_norm)).float().to(self.skipped.device)
+        bad = (~torch.isfinite(grad_norm)).float().to(self._device)
         if self._scaler is not None:  # the scaler looks at every gradient by itself
             self._prepared.step()
         elif self._on_device:
@@ -143,7 +156,7 @@ class Gate:
         elif not bool(bad):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self.skipped = torch.stack([(self.skipped[0] + 1) * bad, self.skipped[1] + bad])
+        self._flags.append(bad)
 
 
 def save(session: Session, alone: bool = False) -> Path | None:

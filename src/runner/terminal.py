@@ -107,7 +107,7 @@ class Terminal:
             fits = text if self._shown.width >= WIDE else text.split("  ")[0]
             self._progress.update(self._progress.task_ids[0], metrics=fits)
         plain = f"step {step}/{total}  {text}" + (f"  {clock(self._seconds_left)} left" if step < total else "")
-        self._file.print(escape(plain))
+        self.log_only(plain)
         now = time.monotonic()
         if not self.interactive and (now - self._last_line >= SECONDS_BETWEEN_LINES or step == total):
             self._shown.print(escape(plain))

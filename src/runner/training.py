@@ -12,7 +12,8 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -145,7 +146,7 @@ def loop(session: Session) -> None:
                         term.weight * term.sum * (peers.processes / max(counts[name], 1.0))
                         for name, term in terms.items()
                     ]
-                    accelerator.backward(torch.stack(scaled).sum())
+                    accelerator.backward(reduce(add, scaled))
                 for name, term in terms.items():
                     sums[name] = sums[name] + term.sum.detach() if name in sums else term.sum.detach()
                     weights[name] = term.weight

@@ -197,6 +197,8 @@ class LanguageModel(nn.Module):
         self.model = model
         self.files = files
         self._labelled: Tensor | None = None
+        # In a tuple, so that it is no second child; PEFT looks it up anew at each call.
+        self._embedding = (cast(nn.Embedding, model.get_input_embeddings()),)
         head = model.get_output_embeddings()
         if head is None:
             raise Mistake(f"llm: {type(model).__name__} has no language model head that transformers knows of.")
@@ -222,7 +224,7 @@ class LanguageModel(nn.Module):
     @property
     def embedding(self) -> nn.Embedding:
         """[V, D]"""
-        return cast(nn.Embedding, self.model.get_input_embeddings())
+        return self._embedding[0]
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """int64 [B, L] -> [B, L, D]"""
