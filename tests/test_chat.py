@@ -159,7 +159,7 @@ def test_a_prompt_is_how_its_example_begins(
         contents = [contents[0] + " <image>x" * images, *contents[1:]]
     format = chat(family, ("image",), placement)
     whole = row(*contents, image=tuple(range(images)))
-    example, prompt = format.example(whole), format.prompt(whole)
+    example, prompt = format.example(whole), prompt_of(format.example(whole))
     assert (prompt.labels == IGNORED).all() and example.labels[0] == IGNORED
     assert example.input_ids[: len(prompt.input_ids)].tolist() == prompt.input_ids.tolist()
     assert prompt.places == example.places and len(example.places) == images

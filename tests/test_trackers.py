@@ -67,7 +67,7 @@ def description(folder: Path, **changes: Any) -> RunDescription:
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     return RunDescription(**{"name": "quick", "folder": folder, "parameters": PARAMETERS,
-                             "config_file": folder / "config.yaml", "tags": ("digits",), **changes})  # fmt: skip
+                             "config_file": folder / "config.yaml", **changes})  # fmt: skip
 
 
 def scan() -> Image.Image:
@@ -113,7 +113,7 @@ def test_an_offline_archive_has_everything_and_no_network_is_tried(
     assert os.environ["COMET_ERROR_TRACKING_ENABLE"] == "false"  # else some runs ask for the address of Sentry
     (archive,) = archives(folder)
     assert archive.head["project_name"] == "runner" and archive.head["workspace"] == "lab"
-    assert set(archive.head["tags"]) == {"first", "digits"}
+    assert set(archive.head["tags"]) == {"first"}
     assert archive.head["offline_id"] == tracker.resume_key
     assert archive.others["Name"] == "quick" and archive.others["status"] == "stopped"
     assert archive.parameters == PARAMETERS

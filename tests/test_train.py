@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 import torch
 from comet_archive import archives
+from PIL import Image
 
 import runner
 from runner import training
 from runner.checkpoint import Local
 from runner.cli import main
 from runner.models import instruct
-from runner.protocols import Fault, Mistake, Stopped
+from runner.protocols import Fault, Mistake, Step, Stopped, Term
 from runner.run_folder import read_status
 
 CHAT = [
@@ -473,6 +474,41 @@ def test_weights_survive_gradients_that_are_not_finite(tmp_path: Path, optimizer
     ]
     assert changed == [True, False, False]
     assert read_status(tmp_path / "run")["state"] == "failed"
+
+
+def test_a_run_that_never_had_a_usable_step_is_a_fault_and_its_files_are_json(tmp_path: Path) -> None:
+    forward = instruct.Instruct.forward
+
+    def poisoned(self: Any, batch: Any) -> Any:
+        term = forward(self, batch).terms["loss"]
+        return Step({"loss": Term(term.sum * math.nan)})
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Fault, match="None of the 3 steps had a finite gradient"):
+        patch.setattr(instruct.Instruct, "forward", poisoned)
+        run(tmp_path / "run", "train.max_steps=3", "train.log_every=1", "train.eval_every=null")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=refuse)["loss"] for line in lines] == [None] * 4
+    assert read_status(tmp_path / "run")["exit_code"] == 1
+
+
+def test_an_evaluation_that_fails_loses_no_step(tmp_path: Path) -> None:
+    """A held-out picture that cannot be read: what was learnt is saved, and the run goes on once it can."""
+    data = few_rows(tmp_path / "train.jsonl", 8)
+    few_rows(tmp_path / "val.jsonl", 2)
+    broken = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}], "image": "x.png"}
+    with (tmp_path / "val.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "broken", **broken}) + "\n")
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    words = [*data, "model=instruct", f"data.val_path={tmp_path}/val.jsonl", "train.eval_every=4"]
+    with pytest.raises(Mistake, match="id broken"):
+        run(tmp_path / "run", *words)
+    assert Local().steps(tmp_path / "run") == [4]
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    run(tmp_path / "run", *words, "resume=auto")
+    assert [line["step"] for line in lines_of(tmp_path / "run", "val")] == [4, 6]
 
 
 def test_parts_do_not_change_each_others_first_weights(tmp_path: Path) -> None:

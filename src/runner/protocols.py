@@ -224,7 +224,6 @@ class RunDescription:
     parameters: Mapping[str, Any]
     """The composed config, flat (`optimizer.lr`), secrets unresolved."""
     config_file: Path
-    tags: tuple[str, ...] = ()
     resume_key: str | None = None
     """What the tracker gave as `resume_key` in the run's earlier life."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import platform
 import socket
@@ -56,10 +57,19 @@ def read_json(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def finite(value: Any) -> Any:
+    """What JSON can hold: null for a number that is none."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(one) for key, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def write_json(file: Path, value: Any) -> None:
     """Whole or not at all, also when the process is killed."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.write_text(json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     beside.rename(file)
 
 
@@ -128,7 +138,7 @@ class RunFolder:
             return
         if self._metrics is None:
             self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._metrics.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._metrics.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
 
     def _cut_metrics(self, stays: Callable[[dict[str, Any]], bool]) -> None:
         """Take back the lines that do not stay, half a line that a kill left, and what is no line of metrics."""

@@ -291,6 +291,11 @@ def close(session: Session) -> dict[str, Any]:
     if session.predictions is None or progress.last["step"] != progress.step:
         hold_out(session)
     checkpoint = save(session)
+    if progress.skipped_steps == progress.step > 0:
+        raise Fault(
+            f"None of the {progress.step} steps had a finite gradient, so nothing was learnt. Lower optimizer.lr, look "
+            "at the rows with train.log_ids=true, or set precision=fp32."
+        )
     memory = peak_memory(session)
     if not session.peers.is_first:
         return {}

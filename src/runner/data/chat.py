@@ -93,10 +93,6 @@ class ChatFormat:
         """All of a row; a conversation that the user ends goes on with the header of the answer that is due."""
         return self.encode(row)[0]
 
-    def prompt(self, row: Row) -> Example:
-        """What the model reads before the last answer, which is exactly how the row's `example` begins."""
-        return prompt_of(self.example(row))
-
     def truth(self, row: Row) -> str | None:
         """The last answer, if there is one, without white space around it."""
         if not row.messages or row.messages[-1].role != "assistant":

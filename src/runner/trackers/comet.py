@@ -140,7 +140,7 @@ class Comet:
             mode="get_or_create",
             experiment_config=comet_ml.ExperimentConfig(
                 name=run.name,
-                tags=[*self._tags, *run.tags],
+                tags=self._tags,
                 offline_directory=str(self._folder),
                 display_summary_level=0,
                 **NOTHING_BY_ITSELF,
