@@ -24,7 +24,7 @@ ROOMS = {
     "front": ("", "__main__", "cli", "completion", "launch", "verbs"),
     "verbs": ("processes", "worker", "training", "show", "evaluate", "announce", "feed"),
     "run": ("session", "resume", "recording"),
-    "build": ("build", "inventory", "offers"),
+    "build": ("build", "answering", "labelling", "seats", "inventory", "offers"),
     "composition": (
         "config", "complaints", "overrides", "quoting", "resolving", "sweep",
         "schema", "targets", "signatures", "annotations", "combinations",

@@ -50,6 +50,8 @@ class Example:
     """int32 [L], IGNORED where nothing is to be learnt; the first is always IGNORED."""
     places: tuple[tuple[str, int, int], ...]
     row: Row
+    weight: float = 1.0
+    """0: it is run along by a process that has no row of its own, and counts for nothing."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Batch:
     """Text tokens of each row, without padding."""
     streams: dict[str, Stream]
     rows: list[Row]
+    weights: list[float]
+    """Of each row; one of weight 0 counts for nothing."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,19 @@ class InputFusion(Protocol):
 
 
 @runtime_checkable
+class PooledFusion(Protocol):
+    """A `torch.nn.Module` for objectives without a language model. Its constructor is given `widths`: E by modality."""
+
+    width: int
+    """H"""
+    __call__: Callable[..., Tensor]
+
+    def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        """By modality, vectors [B, E], zeros where `present` bool [B] is False; gives [B, H]."""
+        ...
+
+
+@runtime_checkable
 class Objective(Protocol):
     """A `torch.nn.Module`: what is learnt. The loop knows nothing else about the model."""
 
@@ -197,6 +214,15 @@ class Objective(Protocol):
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Metrics that are not sums; they see each held-out row once."""
+        ...
+
+
+@runtime_checkable
+class LabelObjective(Objective, Protocol):
+    """An objective without a language model. Its constructor may ask for `rows`, those that are trained on."""
+
+    def check_row(self, row: Row) -> None:
+        """Raises `Mistake` for a row of any split that it could not learn from or be tested on."""
         ...
 
 

@@ -324,6 +324,7 @@ def close(session: Session) -> dict[str, Any]:
         "peak_memory": memory,
         "wall_s": progress.wall_s + time.monotonic() - session.began,
         "checkpoint": str(checkpoint),
+        **getattr(parts.objective, "details", lambda _: {})(session.predictions or []),
     }
     session.run.write_summary(summary)
     conclude(session, summary)
