@@ -74,12 +74,16 @@ class PretrainedSeries(nn.Module):
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # else every tensor of the head, which is left out on purpose, is reported
         try:
             model, loaded = class_of(config).from_pretrained(
                 path, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise Mistake(f"encoder.series.path={path}: no weights could be read: {error}") from error
+        finally:
+            logging.set_verbosity(verbosity)
         if missing := sorted(loaded["missing_keys"]):
             raise Mistake(
                 f"encoder.series.path={path}: the folder lacks {len(missing)} of the model's tensors ({missing[0]}), "
