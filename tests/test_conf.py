@@ -17,7 +17,10 @@ PRIMARY = [file for file in FILES if len(file.parts) == 1]
 OPTIONS = [file for file in FILES if len(file.parts) > 1]
 
 NEEDS: dict[str, list[str]] = {
+    "data/csv_series": ["data.path=rows.jsonl"],
     "data/jsonl": ["data.path=rows.jsonl"],
+    "encoder/series/hf_series": ["encoder.series.path=weights"],
+    "encoder/series/moment": ["encoder.series.path=weights"],
     "llm/pretrained": ["llm.path=weights"],
 }
 """What an option asks for (`???`): values with which it is whole."""
@@ -94,4 +97,4 @@ def test_each_missing_value_is_asked_for() -> None:
             with pytest.raises(Mistake) as told:
                 compose("train", [override_of(Path(f"{option}.yaml"))])
             for key in keys:
-                assert f"{option.split('/')[0]}.{key} needs a value" in str(told.value)
+                assert f"{option.rpartition('/')[0].replace('/', '.')}.{key} needs a value" in str(told.value)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a token that is not to be learnt."""
 
+TARGET, TARGET_MEAN, TARGET_SCALE = "target", "target_mean", "target_scale"
+"""What a forecasting source puts into `Row.extra`: float32 [K, horizon] of K channels, scaled, NaN where missing; and
+float64 [K] each, with which `target * target_scale + target_mean` is in the file's own units."""
+
 
 @dataclass(frozen=True)
 class Message:

@@ -18,6 +18,7 @@ MODALITIES = ("image", "audio", "text", "series")
 ROLES = ("system", "user", "assistant")
 LARGEST_NUMBER = 3.4e38
 """Numbers of a series become float32."""
+SERIES_FILES = (".csv", ".json", ".npy")
 
 
 def check_messages(value: Any) -> tuple[Message, ...]:
@@ -67,6 +68,8 @@ def check_items(modality: str, value: Any, folder: Path) -> tuple[Any, ...]:
 
 def check_item(modality: str, item: Any, folder: Path) -> Any:
     if isinstance(item, str):
+        if modality == "series" and not item.lower().endswith(SERIES_FILES):
+            raise Mistake(f"`series` names {item!r}; a file with a series is one of {', '.join(SERIES_FILES)}.")
         return item if modality == "text" else check_path(modality, item, folder)
     if isinstance(item, list) and modality not in ("image", "audio", "text"):
         return check_channels(modality, item)
@@ -91,8 +94,8 @@ def check_path(modality: str, item: str, folder: Path) -> Path:
     return path
 
 
-def check_channels(modality: str, channels: list[Any]) -> list[list[float]]:
-    """[C][T] finite numbers, every channel as long as the others."""
+def check_channels(modality: str, channels: list[Any]) -> list[list[float | None]]:
+    """[C][T] finite numbers, null for a missing one; every channel as long as the others, one number at least."""
     for number, channel in enumerate(channels, start=1):
         if not isinstance(channel, list) or not channel:
             raise Mistake(
@@ -102,10 +105,17 @@ def check_channels(modality: str, channels: list[Any]) -> list[list[float]]:
             lengths = f"{len(channel)} numbers, the first {len(channels[0])}"
             raise Mistake(f"channel {number} of `{modality}` has {lengths}: channels are equally long.")
         for value in channel:
+            if value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_NUMBER:
-                raise Mistake(f"channel {number} of `{modality}` holds {str(value)[:40]}, not a finite float32 number.")
+                raise Mistake(
+                    f"channel {number} of `{modality}` holds {str(value)[:40]}, not a finite float32 number; a missing "
+                    "value is null."
+                )
     if not channels:
         raise Mistake(f"an item of `{modality}` has no channel; leave it out or write null.")
+    if all(value is None for channel in channels for value in channel):
+        raise Mistake(f"an item of `{modality}` has no number, only null; leave it out.")
     return channels
 
 
