@@ -1,6 +1,6 @@
 """One item of a row, as it stands there, to what an encoder's preprocess takes.
 
-Shapes: C channels, T numbers of a channel.
+Shapes: C channels, T samples or numbers of a channel.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from runner.data.sound import read_sound
 from runner.protocols import Mistake
 
 MAX_PIXELS = 50_000_000
@@ -20,9 +21,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 def decode(modality: str, value: Any) -> Any:
-    """A picture as PIL image of mode L or RGB; channels of numbers as float32 [C, T]; anything else as it is."""
+    """A picture as PIL image of mode L or RGB; a sound as (samples float32 [C, T], rate in Hz); channels of numbers as
+    float32 [C, T]; anything else as it is."""
     if modality == "image":
         return normalise(value, "a picture") if isinstance(value, Image.Image) else read_picture(Path(value))
+    if modality == "audio" and isinstance(value, str | Path):
+        return read_sound(Path(value))
     if isinstance(value, list):
         return np.asarray(value, dtype=np.float32)
     return value
