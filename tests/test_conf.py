@@ -18,6 +18,9 @@ OPTIONS = [file for file in FILES if len(file.parts) > 1]
 
 NEEDS: dict[str, list[str]] = {
     "data/jsonl": ["data.path=rows.jsonl"],
+    "encoder/audio/hf_audio": ["encoder.audio.path=weights"],
+    "encoder/image/hf_vision": ["encoder.image.path=weights"],
+    "encoder/text/hf_text": ["encoder.text.path=weights"],
     "llm/pretrained": ["llm.path=weights"],
 }
 """What an option asks for (`???`): values with which it is whole."""
@@ -94,4 +97,4 @@ def test_each_missing_value_is_asked_for() -> None:
             with pytest.raises(Mistake) as told:
                 compose("train", [override_of(Path(f"{option}.yaml"))])
             for key in keys:
-                assert f"{option.split('/')[0]}.{key} needs a value" in str(told.value)
+                assert f"{option.rpartition('/')[0].replace('/', '.')}.{key} needs a value" in str(told.value)

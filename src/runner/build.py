@@ -18,7 +18,7 @@ from runner.config import Composed
 from runner.data.chat import ChatFormat, prompt_of
 from runner.data.collate import Collate
 from runner.data.length import LengthReport, fit
-from runner.data.rows import check_modalities
+from runner.data.rows import check_modalities, with_text
 from runner.inventory import data_fingerprint, files_of
 from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
@@ -211,6 +211,8 @@ def read_texts(composed: Composed, frame: Frame) -> Texts:
     examples, lengths = {}, {}
     for split, rows in source.read(sorted({*ITEM_FIELDS, *modalities})).items():
         check_modalities(rows, modalities)
+        if "text" in modalities:
+            rows = [with_text(row, chat.placeholders) for row in rows]
         rendered = [chat.example(row) for row in rows]
         limit = (
             given.max_length or frame.source.max_length() or max((len(one.input_ids) for one in rendered), default=0)
