@@ -38,7 +38,7 @@ ROOMS = {
     "checkpoint": ("checkpoint",),
     "optimizer": ("optimizer", "schedule"),
     "machine": ("run_folder", "folders", "terminal", "precision", "signals", "peers"),
-    "ground": ("protocols", "settings", "fingerprint", "spelling"),
+    "ground": ("protocols", "settings", "fingerprint", "pretrained", "spelling"),
 }  # fmt: skip
 """Room: its modules, below `runner`."""
 
@@ -70,7 +70,7 @@ HOMES = {
     "comet_ml": {"trackers.comet"},
     "hydra": {"front", "composition"},
     "omegaconf": {"front", "composition"},
-    "transformers": {"models", "encoders"},
+    "transformers": {"models", "encoders", "pretrained"},
     "peft": {"models", "encoders"},
     "tokenizers": {"models", "encoders"},
 }

@@ -21,6 +21,9 @@ NEEDS: dict[str, list[str]] = {
     "data/jsonl": ["data.path=rows.jsonl"],
     "encoder/series/hf_series": ["encoder.series.path=weights"],
     "encoder/series/moment": ["encoder.series.path=weights"],
+    "encoder/audio/hf_audio": ["encoder.audio.path=weights"],
+    "encoder/image/hf_vision": ["encoder.image.path=weights"],
+    "encoder/text/hf_text": ["encoder.text.path=weights"],
     "llm/pretrained": ["llm.path=weights"],
 }
 """What an option asks for (`???`): values with which it is whole."""

@@ -11,7 +11,7 @@ from runner.config import Composed
 from runner.data.chat import ChatFormat, prompt_of
 from runner.data.collate import Collate
 from runner.data.length import LengthReport, check_answers_fit, fit
-from runner.data.rows import check_modalities
+from runner.data.rows import check_modalities, with_text
 from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
 from runner.models.llm import LanguageModel, LanguageModelSource, check_fits
@@ -83,6 +83,8 @@ def read_texts(composed: Composed, frame: Frame) -> Texts:
     examples, lengths = {}, {}
     for split, rows in source.read(sorted({*ITEM_FIELDS, *modalities})).items():
         check_modalities(rows, modalities)
+        if "text" in modalities:
+            rows = [with_text(row, chat.placeholders) for row in rows]
         rendered = [chat.example(row) for row in rows]
         limit = given.max_length or takes or max((len(one.input_ids) for one in rendered), default=0)
         examples[split], lengths[split] = fit(rendered, limit, given.over_length, chat)

@@ -12,7 +12,7 @@ from runner import settings
 from runner.config import Composed
 from runner.data.collate import Collate
 from runner.data.length import LengthReport
-from runner.data.rows import check_modalities
+from runner.data.rows import check_modalities, placeholder_names, with_text
 from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
 from runner.offers import check_offers
@@ -61,9 +61,11 @@ def build_frame(composed: Composed) -> Frame:
 
 def read_rows(composed: Composed, modalities: Sequence[str]) -> Mapping[str, Sequence[Row]]:
     source: RowSource = mixed_seat(composed, "data", settings.Data)
-    splits = source.read(sorted({*ITEM_FIELDS, *modalities}))
-    for rows in splits.values():
+    splits = dict(source.read(sorted({*ITEM_FIELDS, *modalities})))
+    for split, rows in splits.items():
         check_modalities(rows, modalities)
+        if "text" in modalities:
+            rows = splits[split] = [with_text(row, placeholder_names(modalities)) for row in rows]
         for row in rows:
             if not any(row.items.get(modality) for modality in modalities):
                 raise Mistake(

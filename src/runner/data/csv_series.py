@@ -18,9 +18,9 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge
 
-from runner.data.rows import nearest
 from runner.data.series_files import Table, read_table
 from runner.protocols import TARGET, TARGET_MEAN, TARGET_SCALE, Message, Mistake, Row
+from runner.spelling import did_you_mean
 
 SPLITS = ("train", "val", "test")
 FLAT = 1e-8
@@ -64,7 +64,7 @@ class CsvSeries:
         file = Path(self.path).expanduser()
         if not file.is_file():
             beside = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
-            raise Mistake(f"data.path: there is no file {file}{nearest(file.name, beside)}")
+            raise Mistake(f"data.path: there is no file {file}{did_you_mean(file.name, beside)}")
         try:
             return self.windows(read_table(file, header=True))
         except Mistake as mistake:
@@ -138,7 +138,7 @@ class CsvSeries:
         known = [name for name in table.names if name != self.time]
         for name in names or ():
             if name not in known:
-                raise Mistake(f"data.{key} names `{name}`, which is no column of values{nearest(name, known)}")
+                raise Mistake(f"data.{key} names `{name}`, which is no column of values{did_you_mean(name, known)}")
         if names and len(set(names)) != len(names):
             raise Mistake(f"data.{key} names a column twice: {', '.join(names)}.")
         if not known:
@@ -159,7 +159,7 @@ def times_of(table: Table, name: str | None) -> list[datetime] | list[float] | N
         return None
     if name not in table.names:
         raise Mistake(
-            f"{table.file.name}:1 has no column `{name}` for the time (data.time){nearest(name, table.names)} "
+            f"{table.file.name}:1 has no column `{name}` for the time (data.time){did_you_mean(name, table.names)} "
             "Without one, set data.time=null."
         )
     times = [moment_of(cell) for cell in table.column(name)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,15 @@ def check_placeholders(row: Row, names: Sequence[str]) -> None:
                 f"the messages hold {count} <{name}> and the row has {items} `{name}` "
                 rf"item{'s' if items != 1 else ''}; write \<{name}> where these characters are meant as text."
             )
+
+
+def with_text(row: Row, names: Sequence[str]) -> Row:
+    """The row with something for a text encoder: where it has no `text`, its last user turn without placeholders."""
+    turns = [message.content for message in row.messages if message.role == "user"]
+    if row.items.get("text") or not turns:
+        return row
+    text = "".join(split_content(turns[-1], names)[0]).strip()
+    return replace(row, items={**row.items, "text": (text,)}) if text else row
 
 
 def check_modalities(rows: Iterable[Row], seats: Collection[str]) -> None:

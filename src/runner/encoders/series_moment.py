@@ -15,7 +15,7 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
-from runner.encoders import weight_files
+from runner import pretrained
 from runner.encoders.series import (
     OverLength,
     Reduction,
@@ -57,7 +57,7 @@ class Moment(nn.Module):
         dropout: Annotated[float, Ge(0), Lt(1)],
     ) -> None:
         super().__init__()
-        file = weight_files.find(path, "config.json", "encoder.series")
+        file = pretrained.find("encoder.series.path", path, "config.json")
         config = read_config(path, file)
         if reduction == "concat" and channels is None:
             raise Mistake(
@@ -83,9 +83,9 @@ class Moment(nn.Module):
             )
             self.encoder = encoder_stack(config["t5_config"], dropout)
         self.files: dict[str, str] = {}
-        if not weight_files.shapes_alone():
-            weights = weight_files.find(path, "model.safetensors", "encoder.series")
-            self.files = weight_files.fingerprints(weights.parent)
+        if not pretrained.shapes_alone():
+            weights = pretrained.find("encoder.series.path", path, "model.safetensors")
+            self.files = pretrained.weight_files(path)
             self.read(path, weights)
         self.requires_grad_(trainable)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from runner.encoders import weight_files
+from runner import pretrained
 from runner.encoders.series import (
     OverLength,
     Reduction,
@@ -40,7 +40,7 @@ class PretrainedSeries(nn.Module):
 
     def __init__(self, path: str, trainable: bool, reduction: Reduction, over_length: OverLength) -> None:
         super().__init__()
-        folder = weight_files.find(path, "config.json", "encoder.series").parent
+        folder = pretrained.find("encoder.series.path", path, "config.json").parent
         config = read_config(path, folder)
         channels = int(config.num_input_channels)
         self.reduction = reduction
@@ -59,10 +59,10 @@ class PretrainedSeries(nn.Module):
             whole=self.mixes,
         )
         self.files: dict[str, str] = {}
-        if weight_files.shapes_alone():
+        if pretrained.shapes_alone():
             self.model = class_of(config)(config)
         else:
-            self.files = weight_files.fingerprints(folder)
+            self.files = pretrained.weight_files(path)
             self.model = self.read(path, config)
         self.hidden: Tensor | None = None
         if not self.mixes:
