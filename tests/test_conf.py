@@ -41,7 +41,8 @@ def override_of(option: Path) -> str:
 
 
 def composed_with(option: Path) -> Composed:
-    return compose("train", [override_of(option), *NEEDS.get(option.with_suffix("").as_posix(), [])])
+    steps = ["train.max_steps=1"] if option.parts[0] in ("data", "model") else []  # without the default experiment
+    return compose("train", [override_of(option), *steps, *NEEDS.get(option.with_suffix("").as_posix(), [])])
 
 
 def test_the_folder_is_found() -> None:
