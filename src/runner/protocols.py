@@ -290,6 +290,10 @@ class Checkpointer(Protocol):
         ...
 
 
+LAUNCHER = "RUNNER_LAUNCHER"
+"""Environment variable with the process id of the launcher, where a run's processes are its children."""
+
+
 class Engine(Protocol):
     """How a run's processes come to be (`cluster`)."""
 
@@ -334,6 +338,8 @@ class Fault(Exception):
 class Stopped(Exception):
     """The run was stopped by a signal, saved and resumable; exit code 128 + signal."""
 
-    def __init__(self, signal: int, sentence: str) -> None:
+    def __init__(self, signal: int, sentence: str, saved: bool = True) -> None:
         super().__init__(sentence)
         self.signal = signal
+        self.saved = saved
+        """False where there was nothing to save yet."""
