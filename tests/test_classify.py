@@ -58,7 +58,12 @@ def seen_and_heard(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def two_encoders(folder: Path) -> list[str]:
     series = ["encoder/series=series_patch", "encoder.series.patch_length=2", "encoder.series.stride=2"]
-    sizes = ["encoder.series.channels=1", "encoder.series.hidden_size=8", "encoder.series.layers=1", "encoder.series.heads=2"]
+    sizes = [
+        "encoder.series.channels=1",
+        "encoder.series.hidden_size=8",
+        "encoder.series.layers=1",
+        "encoder.series.heads=2",
+    ]
     data = ["data=jsonl", f"data.path={folder}/classes-train.jsonl", f"data.val_path={folder}/classes-val.jsonl"]
     return [*SMALL, *series, *sizes, *data, "train.batch_size=8", "train.log_ids=true", "optimizer.lr=1e-3"]
 
@@ -68,7 +73,12 @@ def test_a_step_may_be_split_and_rows_may_lack_what_others_have(
     seen_and_heard: Path, tmp_path: Path, fusion: str
 ) -> None:
     """One process, and two whose micro-batches lack a modality here and there: the same curve, balanced classes too."""
-    words = [*two_encoders(seen_and_heard), f"fusion=pooled_{fusion}", "train.max_steps=6", "model.class_weights=balanced"]
+    words = [
+        *two_encoders(seen_and_heard),
+        f"fusion=pooled_{fusion}",
+        "train.max_steps=6",
+        "model.class_weights=balanced",
+    ]
     assert ranks.train(tmp_path / "whole", words) == [0]
     assert ranks.train(tmp_path / "split", [*words, "train.micro_batch_size=1"], 2) == [0, 0]
     one, two = train_lines(tmp_path / "whole"), train_lines(tmp_path / "split")
@@ -127,7 +137,9 @@ def test_metrics_are_those_of_scikit_learn() -> None:
 
 def test_balanced_weights_make_classes_count_the_same() -> None:
     model = objective(["a", "a", "a", "b"], class_weights="balanced")
-    assert model.weights == [pytest.approx(2 / 3), 2.0] and sum([model.weights[0]] * 3) == pytest.approx(model.weights[1])
+    assert model.weights == [pytest.approx(2 / 3), 2.0] and sum([model.weights[0]] * 3) == pytest.approx(
+        model.weights[1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,9 +175,7 @@ def test_a_class_that_is_not_trained_on_is_told() -> None:
         (["checkpoint.monitor=val/exact_match"], "an evaluation gives val/accuracy, val/loss, val/macro_f1"),
     ],
 )
-def test_a_mistake_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
-) -> None:
+def test_a_mistake_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
     common = ["data=digits", "train.max_steps=2", "train.batch_size=64", f"hydra.run.dir={tmp_path}/run"]
     assert main(["train", *SMALL, *common, *words]) == 2
     printed = capsys.readouterr()

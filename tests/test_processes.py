@@ -202,7 +202,9 @@ def test_two_launchers_of_one_run_do_not_meet(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("after_s", [0.0, 0.02, 0.1, 1.0, 3.0])
-def test_a_launcher_killed_while_its_processes_start_leaves_none(pictures: Path, tmp_path: Path, after_s: float) -> None:
+def test_a_launcher_killed_while_its_processes_start_leaves_none(
+    pictures: Path, tmp_path: Path, after_s: float
+) -> None:
     process = ranks.launch(["train", *LONG, f"data.path={pictures}", *TWO, "hydra.run.dir=run"], tmp_path / "printed")
     launcher = psutil.Process(process.pid)
     while len(launcher.children()) < 2:

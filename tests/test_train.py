@@ -293,7 +293,9 @@ def test_a_signal_in_the_last_evaluation_before_an_early_stop_loses_no_line(tmp_
         run(tmp_path / "stopped", *words, *never, "evaluation.batch_size=4", "evaluation.predict_rows=4")
     run(tmp_path / "stopped", *words, *never, "resume=auto")
     assert [line["step"] for line in lines_of(tmp_path / "whole")] == [4, 6]
-    assert [line["loss"] for line in lines_of(tmp_path / "stopped")] == [line["loss"] for line in lines_of(tmp_path / "whole")]
+    assert [line["loss"] for line in lines_of(tmp_path / "stopped")] == [
+        line["loss"] for line in lines_of(tmp_path / "whole")
+    ]
     assert [line["grad_norm"] for line in lines_of(tmp_path / "stopped")] == [
         line["grad_norm"] for line in lines_of(tmp_path / "whole")
     ]
