@@ -24,7 +24,7 @@ ROOMS = {
     "front": ("", "__main__", "cli", "completion", "launch", "verbs"),
     "verbs": ("processes", "worker", "training", "show", "evaluate", "announce", "feed"),
     "run": ("session", "resume", "recording"),
-    "build": ("build", "inventory", "offers"),
+    "build": ("build", "answering", "labelling", "seats", "inventory", "offers"),
     "composition": (
         "config", "complaints", "overrides", "quoting", "resolving", "sweep",
         "schema", "targets", "signatures", "annotations", "combinations",
@@ -38,7 +38,7 @@ ROOMS = {
     "checkpoint": ("checkpoint",),
     "optimizer": ("optimizer", "schedule"),
     "machine": ("run_folder", "folders", "terminal", "precision", "signals", "peers"),
-    "ground": ("protocols", "settings", "fingerprint", "spelling"),
+    "ground": ("protocols", "settings", "fingerprint", "pretrained", "spelling"),
 }  # fmt: skip
 """Room: its modules, below `runner`."""
 
@@ -70,7 +70,7 @@ HOMES = {
     "comet_ml": {"trackers.comet"},
     "hydra": {"front", "composition"},
     "omegaconf": {"front", "composition"},
-    "transformers": {"models", "encoders"},
+    "transformers": {"models", "encoders", "pretrained"},
     "peft": {"models", "encoders"},
     "tokenizers": {"models", "encoders"},
 }

@@ -98,9 +98,20 @@ def test_a_path_with_hydra_signs_is_composed(tmp_path: Path) -> None:
     path = tmp_path / "lr=0.1,bs=2" / "Dữ liệu (1).jsonl"
     path.parent.mkdir()
     path.write_text("")
-    composed = compose("data=jsonl", f"data.path={path}", "name=it's ${5}, ok")
+    composed = compose("data=jsonl", f"data.path={path}", "name=it's ${5}, ok", "train.epochs=1")
     assert composed.tree["data"]["path"] == str(path)
     assert composed.tree["name"] == "it's ${5}, ok"
+
+
+def test_the_default_experiment_is_left_out_for_a_model_or_data_of_ones_own() -> None:
+    """It says how long and how fast its own model learns its own data."""
+    assert compose().choices["experiment"] == "quick" and compose("precision=bf16").tree["train"]["max_steps"] == 450
+    for own in ("model=chat", "data=digits"):
+        with pytest.raises(Mistake, match="train.max_steps and train.epochs are both null"):
+            compose(own)
+        composed = compose(own, "train.epochs=2")
+        assert "experiment" not in composed.choices and composed.tree["optimizer"]["lr"] == 2e-4
+    assert compose("model=instruct", "experiment=quick").tree["train"]["max_steps"] == 450
 
 
 def test_the_last_of_two_wins() -> None:

@@ -176,6 +176,28 @@ def uninterrupted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> U
     return run
 
 
+def test_evaluations_change_no_weight(uninterrupted: Uninterrupted, pictures: Path, tmp_path: Path) -> None:
+    overrides = [*WITH_CHANCE, f"data.path={pictures}", "train.eval_every=null"]
+    assert ranks.train(tmp_path / "run", overrides) == [0]
+    assert fingerprint(tmp_path / "run") == fingerprint(uninterrupted(1, True))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("micro", [8, 1])
+def test_rows_that_no_trainable_part_sees_are_trained_past(
+    pictures: Path, gpt2: Path, tmp_path: Path, micro: int, processes: int
+) -> None:
+    """A projector alone trains, and some micro-batches have no picture; however they are dealt, the curve is one."""
+    own = [one for one in SMALL if not one.startswith("llm.")]
+    words = [*own, "llm=pretrained", f"llm.path={gpt2}", f"data.path={pictures}", "train.max_steps=6"]
+    words += ["llm.trainable=false"]
+    assert ranks.train(tmp_path / "whole", words) == [0]
+    split = [*words, f"train.micro_batch_size={micro // processes or 1}"]
+    assert ranks.train(tmp_path / "split", split, processes) == [0] * processes
+    one, two = train_lines(tmp_path / "whole"), train_lines(tmp_path / "split")
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(one, two, strict=True)) <= 2e-6
+
+
 PLACES = ("forward", "update", "record", "save")
 
 

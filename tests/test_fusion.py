@@ -41,7 +41,7 @@ def batch_of(rows: list[tuple[int, list[tuple[str, int]]]]) -> tuple[Batch, torc
             mask[:, -1] = name == "image"  # the last token of a sound is padding
             tokens[name] = Tokens(features.reshape(-1, count, 1).expand(-1, -1, WIDTH), mask)
             streams[name] = Stream({}, places[name])
-    batch = Batch([], torch.zeros_like(labels), labels, [length for length, _ in rows], streams, [])
+    batch = Batch([], torch.zeros_like(labels), labels, [length for length, _ in rows], streams, [], [])
     return batch, text, tokens
 
 

@@ -278,7 +278,7 @@ def test_a_modality_of_ones_own_trains(tmp_path: Path) -> None:
         [
             "--config-dir", str(conf), "+encoder/ecg=mine", "encoder/image=null", "fusion=interleave", "data=jsonl",
             f"data.path={tmp_path}/rows.jsonl", f"data.val_path={tmp_path}/rows.jsonl", "train.max_steps=40",
-            "train.batch_size=16", "schedule.warmup_steps=10", "tracker=none", "train.eval_every=null",
+            "train.batch_size=16", "optimizer.lr=2e-3", "schedule.warmup_steps=10", "tracker=none",
         ]
     )  # fmt: skip
     assert summary["last"]["val/exact_match"] == 1.0

@@ -184,6 +184,59 @@ def test_the_processes_that_run_are_those_that_were_asked_for(pictures: Path, tm
     assert failure["error"] == "3 processes were asked for and 2 are running."
 
 
+def test_two_launchers_of_one_run_do_not_meet(tmp_path: Path) -> None:
+    """The second one is refused while the first one's processes still start."""
+    overrides = [*SMALL_PLUGIN, *TWO, "hydra.run.dir=run", "resume=auto"]
+    first = ranks.launch(["train", *overrides], tmp_path / "first")
+    while not (tmp_path / "run" / ".launch.json").is_file():
+        time.sleep(0.02)
+    second = ranks.launch(["train", *overrides, "optimizer.lr=0.5"], tmp_path / "second")
+    for process in (first, second):
+        process.join(100)
+    assert (first.exitcode, second.exitcode) == (0, 2), (tmp_path / "first").read_text()
+    assert "run is in use by process" in (tmp_path / "second").read_text()
+    assert "lr: 0.5" not in (tmp_path / "run" / "config.yaml").read_text()
+    environment = read_json(tmp_path / "run" / "environment.json")
+    assert "cluster=ddp" in " ".join(environment["command"])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.1, 1.0, 3.0])
+def test_a_launcher_killed_while_its_processes_start_leaves_none(
+    pictures: Path, tmp_path: Path, after_s: float
+) -> None:
+    process = ranks.launch(["train", *LONG, f"data.path={pictures}", *TWO, "hydra.run.dir=run"], tmp_path / "printed")
+    launcher = psutil.Process(process.pid)
+    while len(launcher.children()) < 2:
+        time.sleep(0.005)
+    time.sleep(after_s)
+    everyone = family(launcher)
+    launcher.kill()
+    assert gone(everyone, within_s=10) == []
+
+
+@pytest.mark.faults
+def test_a_signal_before_the_first_step_stops_at_once(pictures: Path, tmp_path: Path) -> None:
+    """To one process, which may be waiting for the other."""
+    process = ranks.launch(["train", *LONG, f"data.path={pictures}", *TWO, "hydra.run.dir=run"], tmp_path / "printed")
+    launcher = psutil.Process(process.pid)
+    while len(launcher.children()) < 2:
+        time.sleep(0.005)
+    time.sleep(1)
+    everyone = family(launcher)
+    launcher.children()[1].terminate()
+    process.join(20)
+    printed = (tmp_path / "printed").read_text()
+    assert process.exitcode == 143 and gone(everyone, within_s=10) == [], printed
+    assert "Stopped by signal 15 before a step was trained." in printed
+
+
+def test_a_shell_that_has_a_launchers_variables_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(Mistake, match="This shell has WORLD_SIZE=4"):
+        runner.train(["tracker=none", f"hydra.run.dir={tmp_path}/run"])
+
+
 def test_a_folder_in_use_is_refused_before_a_process_starts(tmp_path: Path) -> None:
     with open_run(tmp_path / "run", holds=True), pytest.raises(Mistake, match="is in use by process"):
         runner.train([*TWO, f"hydra.run.dir={tmp_path}/run", "resume=auto", "tracker=none"])

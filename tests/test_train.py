@@ -275,6 +275,32 @@ def test_a_run_killed_after_its_early_stop_trains_no_further(tmp_path: Path) -> 
     assert run(tmp_path / "run", *stop, "resume=auto")["step"] == 6
 
 
+def test_a_signal_in_the_last_evaluation_before_an_early_stop_loses_no_line(tmp_path: Path) -> None:
+    """A line is open then: steps 5 and 6 of lines of four."""
+    words = ["train.eval_every=3", "train.log_every=4", "early_stopping.patience=1", "train.max_steps=12"]
+    never = ["checkpoint.monitor=val/loss", "checkpoint.mode=min", "early_stopping.min_delta=1000"]
+    run(tmp_path / "whole", *words, *never)
+    predict, evaluations = instruct.Instruct.predict, []
+
+    def send(self: Any, batch: Any) -> Any:
+        evaluations.append(batch)
+        if len(evaluations) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(instruct.Instruct, "predict", send)
+        run(tmp_path / "stopped", *words, *never, "evaluation.batch_size=4", "evaluation.predict_rows=4")
+    run(tmp_path / "stopped", *words, *never, "resume=auto")
+    assert [line["step"] for line in lines_of(tmp_path / "whole")] == [4, 6]
+    assert [line["loss"] for line in lines_of(tmp_path / "stopped")] == [
+        line["loss"] for line in lines_of(tmp_path / "whole")
+    ]
+    assert [line["grad_norm"] for line in lines_of(tmp_path / "stopped")] == [
+        line["grad_norm"] for line in lines_of(tmp_path / "whole")
+    ]
+
+
 def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path: Path) -> None:
     first = run(tmp_path / "run")
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text()

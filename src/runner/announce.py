@@ -28,7 +28,10 @@ def announce(session: Session) -> None:
     terminal.say(f"Precision: {active.requested}, matrix products in {computed} on {active.device}.")
     terminal.say("")
     terminal.table(
-        "Parameters", PARAMETER_COLUMNS, parameter_rows(components_of(session.parts.objective)), PARAMETER_COLUMNS[2:]
+        "Parameters",
+        PARAMETER_COLUMNS,
+        parameter_rows(components_of(session.parts.objective)),
+        PARAMETER_COLUMNS[2:],
     )
 
 
@@ -40,7 +43,7 @@ def parameter_rows(components: Sequence[Component]) -> list[tuple[str, ...]]:
 
 def describe(report: LengthReport) -> str:
     """`1,437 rows, the longest 31 tokens; 12 over length: 12 dropped.`"""
-    text = f"{report.total:,} rows, the longest {report.longest:,} text tokens"
+    text = f"{report.total:,} rows" + (f", the longest {report.longest:,} text tokens" if report.longest else "")
     if report.over:
         text += f"; {report.over:,} over length: "
         text += f"{report.dropped:,} dropped" if report.dropped else f"{report.tokens_cut:,} prompt tokens cut"
@@ -55,9 +58,9 @@ def conclude(session: Session, summary: dict[str, Any]) -> None:
             values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "step")
             terminal.say(f"{title}: {values} (step {metrics['step']})")
     rate = summary["throughput"]
+    tokens = f"{rate['tokens_per_s']:,.0f} tokens/s; " if rate["tokens_per_s"] else ""
     terminal.say(
-        f"Time: {summary['wall_s']:.1f} s, {rate['samples_per_s']:,.0f} samples/s, "
-        f"{rate['tokens_per_s']:,.0f} tokens/s; "
+        f"Time: {summary['wall_s']:.1f} s, {rate['samples_per_s']:,.0f} samples/s, {tokens}"
         f"peak memory {summary['peak_memory'].get('gpu', summary['peak_memory']['process']) / 1e9:.2f} GB."
     )
     places = (("Run", folder), ("Checkpoint", summary["checkpoint"]), ("Metrics", folder / "metrics.jsonl"))

@@ -1,52 +1,26 @@
 """From a checked config to everything a run needs; every verb builds through here.
 
-The order matters: rows are read and checked before a weight is loaded, and each part draws its first weights from the
-run's seed and its own name, so that adding a part does not change another.
+The order matters: rows are read and checked before a language model's weights are loaded, and each part draws its first
+weights from the run's seed and its own name, so that adding a part does not change another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
-from runner import config, settings
+from runner import answering, config, labelling, settings
 from runner.config import Composed
-from runner.data.chat import ChatFormat, prompt_of
-from runner.data.collate import Collate
-from runner.data.length import LengthReport, check_answers_fit, fit
-from runner.data.rows import check_modalities
 from runner.inventory import data_fingerprint, files_of
-from runner.models.freeze import keep_frozen
-from runner.models.initialization import seeded
-from runner.models.llm import LanguageModel, LanguageModelSource, check_fits
-from runner.offers import check_gives, check_offers
-from runner.protocols import (
-    Checkpointer,
-    Encoder,
-    Example,
-    Fault,
-    InputFusion,
-    Mistake,
-    Objective,
-    Projector,
-    RowSource,
-    Schedule,
-    Stopped,
-    Tracker,
-)
+from runner.protocols import Checkpointer, Mistake, Objective, Schedule, Tracker
+from runner.seats import Learner, build_node, mixed_seat, seat
 from runner.trackers.isolated import Isolated
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
-    from transformers import PreTrainedModel
-
-PLACEMENTS = ("front", "placeholder")
-ITEM_FIELDS = ("image", "audio", "series")
-"""The modalities of the row schema, whose fields hold items also where the model has no encoder for them."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +46,12 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Parts(Learner):
     """Everything of a run, ready to go."""
 
     settings: Settings
-    objective: Objective
     optimizer: Optimizer
     schedule: Schedule
-    examples: Mapping[str, list[Example]]
-    """By split: rows as numbers."""
-    prompts: list[Example]
-    """The val rows that are predicted: everything before the last answer."""
-    lengths: Mapping[str, LengthReport]
-    collate: Collate
     checkpointer: Checkpointer
     tracker: Tracker
     fingerprints: dict[str, Any]
@@ -94,38 +61,25 @@ class Parts:
 def build(composed: Composed, tracks: bool) -> Parts:
     """`tracks`: whether this process feeds the trackers. Raises `Mistake` for whatever config and rows have wrong."""
     given = read_settings(composed)
-    frame = build_frame(composed)
-    texts = read_texts(composed, frame)
-    prompts = [prompt_of(example) for example in texts.examples.get("val", [])[: given.evaluation.predict_rows]]
-    check_answers_fit(prompts, composed.tree["model"].get("max_new_tokens"), frame.source.max_length())
-    preprocess = {name: encoder.preprocess for name, encoder in frame.encoders.items()}
-    collate = Collate(preprocess, texts.chat.tokenizer.pad_token_id)
-    llm = build_llm(composed, frame.source)
-    projectors = build_projectors(composed, frame, llm)
-    check_gives(frame.encoders, projectors, frame.fusion, llm, collate, texts.examples["train"])
-    objective = build_objective(composed, frame, llm, projectors, texts.chat)
-    check_monitor(given, objective, texts, collate)
+    kind = answering if composed.tree.get("llm") else labelling
+    learner = kind.build_learner(composed, given.evaluation.predict_rows)
+    check_monitor(given, learner)
     return Parts(
+        **vars(learner),
         settings=given,
-        objective=objective,
-        optimizer=build_optimizer(composed, cast(nn.Module, objective)),
+        optimizer=build_optimizer(composed, cast(nn.Module, learner.objective)),
         schedule=seat(composed, "schedule"),
-        examples=texts.examples,
-        prompts=prompts,
-        lengths=texts.lengths,
-        collate=collate,
         checkpointer=mixed_seat(composed, "checkpoint", settings.Checkpoint),
         tracker=build_tracker(composed) if tracks else Isolated({}),
-        fingerprints={"data": data_fingerprint(texts.examples["train"]), "files": files_of(objective)},
+        fingerprints={"data": data_fingerprint(learner.examples["train"]), "files": files_of(learner.objective)},
     )
 
 
 def skeleton(composed: Composed) -> Objective:
-    """The objective from the architecture alone: shapes without weights, tokenizer or rows."""
+    """The objective from the architecture alone: shapes without weights; the rows are read where they say how many
+    classes there are."""
     with torch.device("meta"):
-        frame = build_frame(composed)
-        llm = LanguageModel(adapt(composed, frame.source, frame.source.skeleton()), {})
-        return build_objective(composed, frame, llm, build_projectors(composed, frame, llm), None)
+        return answering.skeleton(composed) if composed.tree.get("llm") else labelling.skeleton(composed)
 
 
 def read_settings(composed: Composed) -> Settings:
@@ -142,159 +96,6 @@ def read_settings(composed: Composed) -> Settings:
     )
 
 
-def seat(composed: Composed, name: str, **runtime: Any) -> Any:
-    """The part that sits in a seat (`encoder.image`), or None when nothing does."""
-    node: Any = composed.tree
-    for key in name.split("."):
-        node = (node or {}).get(key)
-    if node is None:
-        return None
-    return build_node(composed, name, node, **runtime)
-
-
-def build_node(composed: Composed, name: str, node: Mapping[str, Any], **runtime: Any) -> Any:
-    """Raises `Fault` with the node's place in the config where its constructor fails."""
-    try:
-        return config.build(node, composed.plugin_folders, **runtime)
-    except (Mistake, Fault, Stopped):
-        raise
-    except Exception as error:
-        raise Fault(f"{name}: {node['_target_']} failed: {type(error).__name__}: {error}") from error
-
-
-def mixed_seat(composed: Composed, name: str, shared: type) -> Any:
-    """The part of a seat whose node also holds settings that all its options share."""
-    return build_node(composed, name, config.own_arguments(composed.tree[name], shared))
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The parts that must be there before rows can be read: they say what becomes of a row."""
-
-    source: LanguageModelSource
-    encoders: Mapping[str, Encoder]
-    fusion: InputFusion | None
-
-
-def build_frame(composed: Composed) -> Frame:
-    source: LanguageModelSource = seat(composed, "llm")
-    encoders = build_encoders(composed)
-    return Frame(source, encoders, build_fusion(composed, encoders, source.width()))
-
-
-def build_encoders(composed: Composed) -> dict[str, Encoder]:
-    """By modality, in the config's order. Raises `Mistake` for a part that lacks what an encoder must offer."""
-    encoders = {}
-    for modality, node in (composed.tree.get("encoder") or {}).items():
-        if node is None:
-            continue
-        name = f"encoder.{modality}"
-        with seeded(composed.tree["seed"], name):
-            encoder = seat(composed, name)
-        check_offers(encoder, name, Encoder)
-        encoders[modality] = encoder
-    return encoders
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Rows as numbers, by split."""
-
-    examples: Mapping[str, list[Example]]
-    lengths: Mapping[str, LengthReport]
-    chat: ChatFormat
-
-
-def read_texts(composed: Composed, frame: Frame) -> Texts:
-    """Read every split, render it with the model's chat template, and hold the lengths against data.max_length."""
-    given = config.section(composed.tree["data"], settings.Data)
-    source: RowSource = mixed_seat(composed, "data", settings.Data)
-    takes = frame.source.max_length()
-    if given.max_length and takes and given.max_length > takes:
-        raise Mistake(f"data.max_length={given.max_length}: the language model takes {takes} tokens. Set at most that.")
-    modalities = list(frame.encoders)
-    chat = ChatFormat(frame.source.tokenizer(), modalities, frame.fusion.placement if frame.fusion else "front")
-    examples, lengths = {}, {}
-    for split, rows in source.read(sorted({*ITEM_FIELDS, *modalities})).items():
-        check_modalities(rows, modalities)
-        rendered = [chat.example(row) for row in rows]
-        limit = given.max_length or takes or max((len(one.input_ids) for one in rendered), default=0)
-        examples[split], lengths[split] = fit(rendered, limit, given.over_length, chat)
-    if not examples.get("train"):
-        raise Mistake("data: there is no row to train on. See what was dropped, or give another data.path.")
-    return Texts(examples, lengths, chat)
-
-
-def build_llm(composed: Composed, source: LanguageModelSource) -> LanguageModel:
-    """Load or make the language model, put LoRA on it, and check that the head at labelled positions is its own."""
-    files = source.files()
-    with seeded(composed.tree["seed"], "llm"):
-        model = source.load()
-    check_fits(model, source)
-    llm = LanguageModel(adapt(composed, source, model), files)
-    low = [name for name, one in llm.named_parameters() if one.requires_grad and one.dtype.itemsize < 4]
-    if low:
-        raise Mistake(
-            f"llm.dtype: {len(low)} tensors that train are not float32 ({low[0]}). Set llm.dtype=float32, or use LoRA."
-        )
-    if files:
-        llm.check_head()
-    return llm
-
-
-def adapt(composed: Composed, source: LanguageModelSource, model: PreTrainedModel) -> PreTrainedModel:
-    """Put LoRA on the language model, or freeze it where it is not to be trained."""
-    adapter = seat(composed, "lora")
-    if adapter is None:
-        return model if source.trainable else model.requires_grad_(False)
-    with seeded(composed.tree["seed"], "lora"):
-        return adapter.apply(model)
-
-
-def build_projectors(composed: Composed, frame: Frame, llm: LanguageModel) -> dict[str, Projector]:
-    """By modality. Raises `Mistake` for an encoder without one."""
-    projectors: dict[str, Projector] = {}
-    for modality, encoder in frame.encoders.items():
-        with seeded(composed.tree["seed"], f"projector.{modality}"):
-            projector = seat(composed, "projector", encoder_width=encoder.width, llm_width=llm.width)
-        if projector is None:
-            raise Mistake(f"encoder.{modality} has no projector to the language model. Set projector=mlp or another.")
-        check_offers(projector, "projector", Projector)
-        projectors[modality] = projector
-    return projectors
-
-
-def build_objective(
-    composed: Composed,
-    frame: Frame,
-    llm: LanguageModel,
-    projectors: Mapping[str, Projector],
-    chat: ChatFormat | None,
-) -> Objective:
-    objective = seat(
-        composed, "model", llm=llm, encoders=frame.encoders, projectors=projectors, fusion=frame.fusion, chat=chat
-    )
-    check_offers(objective, "model", Objective)
-    keep_frozen(objective)
-    return cast(Objective, objective)
-
-
-def build_fusion(composed: Composed, encoders: Mapping[str, Encoder], llm_width: int) -> InputFusion | None:
-    """None without an encoder. Raises `Mistake` when there is one and no fusion."""
-    if not encoders:
-        return None
-    with seeded(composed.tree["seed"], "fusion"):
-        fusion = seat(composed, "fusion", llm_width=llm_width)
-    if fusion is None:
-        raise Mistake(
-            f"encoder.{next(iter(encoders))} needs a fusion with the language model. Set fusion=prefix or another."
-        )
-    check_offers(fusion, "fusion", InputFusion)
-    if fusion.placement not in PLACEMENTS:
-        raise Mistake(f"fusion: placement is {fusion.placement!r}; it must be one of {', '.join(PLACEMENTS)}.")
-    return fusion
-
-
 def build_optimizer(composed: Composed, objective: nn.Module) -> Optimizer:
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     if not parameters:
@@ -307,16 +108,16 @@ def build_optimizer(composed: Composed, objective: nn.Module) -> Optimizer:
     return optimizer
 
 
-def check_monitor(given: Settings, objective: Objective, texts: Texts, collate: Collate) -> None:
+def check_monitor(given: Settings, learner: Learner) -> None:
     """Raises `Mistake` when no evaluation will give checkpoint.monitor, or early stopping has none to go by."""
-    held_out = texts.examples.get("val")
+    held_out = learner.examples.get("val")
     if not held_out:
         if given.early_stopping.patience is not None:
             raise Mistake("early_stopping.patience is set, but the data has no val rows to stop by. Add data.val_path.")
         return
-    names = {"loss", *objective.counts(collate(held_out[:1]))}
+    names = {"loss", *learner.objective.counts(learner.collate(held_out[:1]))}
     if given.evaluation.predict_rows != 0:
-        names |= set(objective.metric_names)
+        names |= set(learner.objective.metric_names)
     known = sorted(f"val/{name}" for name in names)
     if given.checkpoint.monitor not in known:
         hint = " It needs evaluation.predict_rows." if given.evaluation.predict_rows == 0 else ""

@@ -145,6 +145,9 @@ class Composer:
                 report.composition.append(line)
             else:
                 given.append(one)
+        chosen = {one.key for one in given if one.options or one.key == "experiment"}
+        if chosen & {"model", "data"} and "experiment" not in chosen:  # quick is about a model and data of its own
+            given.append(read_override("experiment=null", self._repository))
         return given
 
     def load(self, given: list[Given], report: Report) -> DictConfig:

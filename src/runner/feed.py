@@ -49,7 +49,7 @@ def steps_of(session: Session) -> Generator[FedStep, None, None]:
             batch_sampler=sampler,
             collate_fn=session.parts.collate,
             num_workers=given.data.workers,
-            worker_init_fn=partial(start_worker, session.run.lock),
+            worker_init_fn=partial(start_worker, session.run.lock, os.getpid()),
             generator=torch.Generator(),  # of its own, or making the iterator would draw from the global one
         )
     )
@@ -82,10 +82,12 @@ def counts_of(session: Session, micro_batches: Sequence[Batch]) -> dict[str, flo
     return {name: sum(part[name] for part in parts) for name in names}
 
 
-def start_worker(lock: int | None, worker: int) -> None:
+def start_worker(lock: int | None, parent: int, worker: int) -> None:
     """In a loader worker: signals are the run's to handle, the run's lock is not held here, and no run, no worker."""
     for number in CAUGHT:
         signal.signal(number, signal.SIG_IGN)
-    if lock is not None and multiprocessing.get_start_method() == "fork":  # else the number may be another file's
+    if multiprocessing.get_start_method() != "fork":  # the lock's number may be another file's, the parent a server
+        return
+    if lock is not None:
         os.close(lock)
-    end_with_parent(signal.SIGKILL)
+    end_with_parent(signal.SIGKILL, parent)

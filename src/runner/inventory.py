@@ -9,7 +9,6 @@ from typing import cast
 
 from torch import nn
 
-from runner.models.llm import LanguageModel
 from runner.protocols import Example, Objective
 
 
@@ -31,7 +30,7 @@ def components_of(objective: Objective) -> list[Component]:
             else {name: child}
         )
         for key, part in parts.items():
-            kind = part.family if isinstance(part, LanguageModel) else type(part).__name__
+            kind = getattr(part, "family", type(part).__name__)  # a loaded one is known by its architecture
             for parameter_name, parameter in part.named_parameters():
                 is_lora = "lora_" in parameter_name
                 groups.setdefault("lora" if is_lora else key, ("LoRA" if is_lora else kind, []))[1].append(parameter)

@@ -46,9 +46,9 @@ class Peers:
         """The sums, and the signal that asked any of the processes to stop: all learn of it at once."""
         if self._group is None:
             return list(numbers), self._stop.number
-        *sums, terminated, interrupted = self.sum([*numbers, *(float(self._stop.number == one) for one in CAUGHT)])
-        asked = [number for number, times in zip(CAUGHT, (terminated, interrupted), strict=True) if times]
-        return sums, asked[0] if asked else None
+        totals = self.sum([*numbers, *(float(self._stop.number == one) for one in CAUGHT)])
+        asked = [number for number, times in zip(CAUGHT, totals[len(numbers) :], strict=True) if times]
+        return totals[: len(numbers)], asked[0] if asked else None
 
     def stop(self) -> int | None:
         """The signal that asked any of the processes to stop."""

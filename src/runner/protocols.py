@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a token that is not to be learnt."""
 
+TARGET, TARGET_MEAN, TARGET_SCALE = "target", "target_mean", "target_scale"
+"""What a forecasting source puts into `Row.extra`: float32 [K, horizon] of K channels, scaled, NaN where missing; and
+float64 [K] each, with which `target * target_scale + target_mean` is in the file's own units."""
+
 
 @dataclass(frozen=True)
 class Message:
@@ -50,6 +54,8 @@ class Example:
     """int32 [L], IGNORED where nothing is to be learnt; the first is always IGNORED."""
     places: tuple[tuple[str, int, int], ...]
     row: Row
+    weight: float = 1.0
+    """0: it is run along by a process that has no row of its own, and counts for nothing."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class Batch:
     """Text tokens of each row, without padding."""
     streams: dict[str, Stream]
     rows: list[Row]
+    weights: list[float]
+    """Of each row; one of weight 0 counts for nothing."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +186,19 @@ class InputFusion(Protocol):
 
 
 @runtime_checkable
+class PooledFusion(Protocol):
+    """A `torch.nn.Module` for objectives without a language model. Its constructor is given `widths`: E by modality."""
+
+    width: int
+    """H"""
+    __call__: Callable[..., Tensor]
+
+    def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        """By modality, vectors [B, E], zeros where `present` bool [B] is False; gives [B, H]."""
+        ...
+
+
+@runtime_checkable
 class Objective(Protocol):
     """A `torch.nn.Module`: what is learnt. The loop knows nothing else about the model."""
 
@@ -197,6 +218,15 @@ class Objective(Protocol):
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Metrics that are not sums; they see each held-out row once."""
+        ...
+
+
+@runtime_checkable
+class LabelObjective(Objective, Protocol):
+    """An objective without a language model. Its constructor may ask for `rows`, those that are trained on."""
+
+    def check_row(self, row: Row) -> None:
+        """Raises `Mistake` for a row of any split that it could not learn from or be tested on."""
         ...
 
 
@@ -260,6 +290,10 @@ class Checkpointer(Protocol):
         ...
 
 
+LAUNCHER = "RUNNER_LAUNCHER"
+"""Environment variable with the process id of the launcher, where a run's processes are its children."""
+
+
 class Engine(Protocol):
     """How a run's processes come to be (`cluster`)."""
 
@@ -304,6 +338,8 @@ class Fault(Exception):
 class Stopped(Exception):
     """The run was stopped by a signal, saved and resumable; exit code 128 + signal."""
 
-    def __init__(self, signal: int, sentence: str) -> None:
+    def __init__(self, signal: int, sentence: str, saved: bool = True) -> None:
         super().__init__(sentence)
         self.signal = signal
+        self.saved = saved
+        """False where there was nothing to save yet."""

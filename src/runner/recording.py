@@ -35,6 +35,8 @@ class Recorder:
         self._accelerator = accelerator
         self._pending: tuple[dict[str, Any], list[str], dict[str, float], Callable[[], list[float]]] | None = None
         self._weights: dict[str, float] = {}
+        self._lr = 0.0
+        self._grad_norm = torch.zeros(())
         self.samples = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -63,6 +65,7 @@ class Recorder:
     def state(self, windows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         """The open window, `windows` of all processes, so that the line it goes into is the same after a resume."""
         window = {"sums": windows, "counts": self._counts, "samples": self._samples, "tokens": self._tokens}
+        window |= {"weights": self._weights, "lr": self._lr, "grad_norm": float(self._grad_norm)}
         return window | {"run": [self.samples, self.tokens, self.seconds]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -75,6 +78,8 @@ class Recorder:
         self._sums = {name: torch.tensor(value, device=device) for name, value in windows[rank].items()}
         self._counts = dict(state["counts"])
         self._samples, self._tokens = state["samples"], state["tokens"]
+        self._weights, self._lr = dict(state["weights"]), state["lr"]
+        self._grad_norm = torch.tensor(state["grad_norm"], device=device)
         self.samples, self.tokens, self.seconds = state["run"]
 
     @property
@@ -89,9 +94,11 @@ class Recorder:
         counts: Mapping[str, float],
         samples: int,
         tokens: int,
+        lr: float,
+        grad_norm: Tensor,
     ) -> None:
         """One optimizer step: this process's sums, and counts, samples and tokens over all processes."""
-        self._weights = dict(weights)
+        self._weights, self._lr, self._grad_norm = dict(weights), lr, grad_norm
         for name, value in terms.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         for name, count in counts.items():
@@ -99,9 +106,7 @@ class Recorder:
         self._samples += samples
         self._tokens += tokens
 
-    def line(
-        self, step: int, lr: float, grad_norm: Tensor, skipped: Tensor, ids: list[str] | None
-    ) -> dict[str, Any] | None:
+    def line(self, step: int, skipped: Tensor, ids: list[str] | None) -> dict[str, Any] | None:
         """Close the window at `step` (steps done); gives the line of the window before, if there was one."""
         seconds = max(self._worked + time.perf_counter() - self._began, 1e-9)
         self.samples += self._samples
@@ -111,11 +116,11 @@ class Recorder:
         sums = torch.stack([self._sums[name] for name in names])
         if self._accelerator.num_processes > 1:
             sums = self._accelerator.reduce(sums, "sum")
-        numbers = read_later(torch.cat([sums, grad_norm.reshape(1), skipped]))
+        numbers = read_later(torch.cat([sums, self._grad_norm.reshape(1), skipped]))
         known: dict[str, Any] = {
             "step": step,
             "split": "train",
-            "lr": lr,
+            "lr": self._lr,
             "samples_per_s": self._samples / seconds,
             "tokens_per_s": self._tokens / seconds,
         }

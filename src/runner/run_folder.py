@@ -33,9 +33,17 @@ PACKAGES = (
 )
 
 
+LOCK, LAUNCH_LOCK = ".lock", ".launch.lock"
+"""Held by the process that writes the folder, and by the launcher that starts several."""
+
+
 def is_locked(folder: Path) -> bool:
+    return any(is_held(folder / name) for name in (LOCK, LAUNCH_LOCK))
+
+
+def is_held(lock: Path) -> bool:
     try:
-        with (folder / ".lock").open("r+") as file:
+        with lock.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -67,9 +75,13 @@ def finite(value: Any) -> Any:
 
 
 def write_json(file: Path, value: Any) -> None:
+    write_whole(file, json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
     """Whole or not at all, also when the process is killed."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_text(json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.write_text(text, encoding="utf-8")
     beside.rename(file)
 
 
@@ -113,16 +125,20 @@ class RunFolder:
         """The lock's file descriptor, which a forked process must not keep; None where another process has it."""
         self._metrics: IO[str] | None = None
 
-    def begin(self, saved_config: str, parent: Path | None, step: int, owes_evaluation: bool) -> None:
-        """Write what the run is, and take back what an earlier life wrote after `step`, or has still to do there."""
+    def begin(self, saved_config: str, parent: Path | None, goes_on: bool, step: int, owes_evaluation: bool) -> None:
+        """Write what the run is, and take back what an earlier life wrote after `step`, or has still to do there.
+
+        `goes_on`: from a checkpoint, of this run or of its `parent`.
+        """
         if self.lock is None:
             return
         owed = {(step, "val")} if owes_evaluation else set()
         self._cut_metrics(lambda line: line["step"] <= step and (line["step"], line["split"]) not in owed)
-        (self.path / "config.yaml").write_text(saved_config, encoding="utf-8")
         file = self.path / "environment.json"
-        before = read_json(file).get("parent")  # a fork that goes on in place is a fork still
+        before = read_json(file).get("parent") if goes_on else None  # a fork that goes on in place is a fork still
+        # First of all files: a fork that is killed before its own first checkpoint starts from its parent again.
         write_json(file, environment() | {"parent": str(parent) if parent else before})
+        write_whole(self.path / "config.yaml", saved_config)
         self.write_status("running", step)
 
     def write_status(self, state: State, step: int, exit_code: int | None = None, error: str | None = None) -> None:
@@ -171,7 +187,18 @@ def open_run(path: Path, holds: bool) -> Iterator[RunFolder]:
     if not holds:
         yield RunFolder(path, None)
         return
-    with (path / ".lock").open("a+") as lock:
+    with locked(path, LOCK) as lock:
+        run = RunFolder(path, lock)
+        try:
+            yield run
+        finally:
+            run.close()
+
+
+@contextmanager
+def locked(path: Path, name: str) -> Iterator[int]:
+    """Hold a lock of a run's folder: its file descriptor. Raises `Mistake` when another process has it."""
+    with (path / name).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -182,11 +209,9 @@ def open_run(path: Path, holds: bool) -> Iterator[RunFolder]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
-        run = RunFolder(path, lock.fileno())
         try:
-            yield run
+            yield lock.fileno()
         finally:
-            run.close()
             fcntl.flock(lock, fcntl.LOCK_UN)  # closing alone would leave it to a forked process that is still there
 
 

@@ -15,7 +15,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from runner.checkpoint import optimizer_tensors, own_tensors, snapshot
-from runner.protocols import CheckpointContent, Fault, Prediction
+from runner.protocols import Batch, CheckpointContent, Fault, Objective, Prediction, Step, Term
 from runner.settings import Checkpoint
 
 if TYPE_CHECKING:
@@ -112,6 +112,26 @@ class Session:
         """Give every process the first one's running statistics, which each collects from its own rows."""
         own = own_tensors(cast(nn.Module, self.parts.objective))
         self.peers.take_from_first([one for one in own.values() if not isinstance(one, nn.Parameter)])
+
+
+class Anchored(nn.Module):
+    """An objective as the loop calls it: its loss hangs on something that trains, also for rows that use no such part.
+
+    Else one process would have no backward pass, where the others wait for its gradients.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = cast(nn.Module, objective)
+        # In a tuple, so that it is no second parameter.
+        self._anchor = (next(one for one in self.objective.parameters() if one.requires_grad),)
+
+    def forward(self, batch: Batch) -> Step:
+        step: Step = self.objective(batch)
+        if any(term.sum.requires_grad for term in step.terms.values()):
+            return step
+        nothing = 0.0 * self._anchor[0].sum()
+        return Step({name: Term(term.sum + nothing, term.weight) for name, term in step.terms.items()})
 
 
 class Gate:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from runner import config
+from runner import answering, config, labelling
 from runner.announce import PARAMETER_COLUMNS, describe, parameter_rows
-from runner.build import build_frame, read_texts, skeleton
+from runner.build import skeleton
 from runner.config import Composed
 from runner.data.chat import ChatFormat
 from runner.inventory import Component, components_of
-from runner.protocols import IGNORED, Example, Mistake
+from runner.protocols import IGNORED, Example, Mistake, Row
 from runner.settings import Show
 from runner.terminal import print_table
 
@@ -25,14 +25,32 @@ def show(composed: Composed) -> dict[str, Any]:
     console = Console(soft_wrap=True, highlight=False)
     if given.part == "parameters":
         return show_parameters(console, components_of(skeleton(composed)))
-    texts = read_texts(composed, build_frame(composed))
-    if given.split not in texts.examples:
-        raise Mistake(f"show.split={given.split}: the data has {', '.join(texts.examples)}.")
+    if not composed.tree.get("llm"):
+        return show_labels(console, labelling.build_frame(composed).rows, given)
+    texts = answering.read_texts(composed, answering.build_frame(composed))
+    shown = texts.examples[check_split(given.split, texts.examples)][: given.rows]
     console.print(f"{given.split}: {describe(texts.lengths[given.split])}", markup=False)
-    shown = texts.examples[given.split][: given.rows]
     for example in shown:
         show_row(console, example, texts.chat)
     return {"split": given.split, "rows": [example.id for example in shown]}
+
+
+def check_split(split: str, splits: Mapping[str, Any]) -> str:
+    if split not in splits:
+        raise Mistake(f"show.split={split}: the data has {', '.join(splits)}.")
+    return split
+
+
+def show_labels(console: Console, rows: Mapping[str, Sequence[Row]], given: Show) -> dict[str, Any]:
+    """Rows of an objective without a language model: what they hold and what is to be found out."""
+    split = rows[check_split(given.split, rows)]
+    console.print(f"{given.split}: {len(split):,} rows.", markup=False)
+    shown = split[: given.rows]
+    for row in shown:
+        items = ", ".join(f"{name} {str(item)[:80]}" for name, some in row.items.items() for item in some)
+        console.print(f"\n{row.where} (id {row.id}): {items}", markup=False, style="bold")
+        console.print(f"⟦{row.label}⟧", markup=False, style="green")
+    return {"split": given.split, "rows": [row.id for row in shown]}
 
 
 def show_parameters(console: Console, components: Sequence[Component]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a step is finished and saved, then the run stops; before the first one it stops at once.
+"""SIGTERM, Ctrl-C, a closed terminal: a step is finished and saved, then the run stops; before the first one, at once.
 
 A second signal stops at once in any case, unless it comes within a second of the first: a launcher hands on what its
 whole group was sent, and the kernel may tell of a parent's death once for each of its threads.
@@ -19,7 +19,7 @@ from types import FrameType
 
 from runner.protocols import Stopped
 
-CAUGHT = (signal.SIGTERM, signal.SIGINT)
+CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_S = 1.0
 """Seconds within which a second signal is the first one again."""
 PR_SET_PDEATHSIG = 1
@@ -46,6 +46,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
         yield request
         return
     before = {number: signal.getsignal(number) for number in CAUGHT}
+    heard = [number for number in CAUGHT if before[number] is not signal.SIG_IGN]  # nohup's stays ignored
     came = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -59,23 +60,23 @@ def stop_on_signal() -> Iterator[StopRequest]:
         if not request.waits:
             raise _AtOnceError
 
-    for number in CAUGHT:
+    for number in heard:
         signal.signal(number, handle)
     try:
         yield request
     except _AtOnceError:
         sentence = f"Stopped by signal {request.number} before a step was trained."
-        raise Stopped(request.number or 0, sentence) from None
+        raise Stopped(request.number or 0, sentence, saved=False) from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in heard:
+            signal.signal(number, before[number])
 
 
-def end_with_parent(number: int) -> None:
-    """Have the kernel send this process `number` when its parent dies, however that dies (Linux alone can)."""
+def end_with_parent(number: int, parent: int) -> None:
+    """Have the kernel send this process `number` when its parent dies, however that dies (Linux alone can). `parent` is
+    the parent's process id, which cannot be asked for any more when that has died already."""
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:  # it died just before
+    if os.getppid() != parent:
         os.kill(os.getpid(), number)

@@ -27,6 +27,8 @@ RUNTIME_ARGUMENTS = (
     "encoders",
     "projectors",
     "fusion",
+    "widths",
+    "rows",
     "seed",
 )
 """Arguments that are filled when a run is built: a config neither gives nor misses them."""

@@ -149,7 +149,7 @@ def print_table(
 def line_of(metrics: Mapping[str, Any]) -> str:
     """`loss 0.123  lr 2.0e-03  1,234 samples/s  5,678 tokens/s`"""
     pieces = [f"loss {metrics['loss']:.4f}", f"lr {metrics['lr']:.1e}"]
-    pieces += [f"{metrics[f'{name}_per_s']:,.0f} {name}/s" for name in ("samples", "tokens")]
+    pieces += [f"{metrics[key]:,.0f} {key[:-6]}/s" for key in ("samples_per_s", "tokens_per_s") if metrics[key]]
     return "  ".join(pieces)
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
-from functools import partial, reduce
+from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -34,7 +34,7 @@ from runner.protocols import Fault, Mistake, RunDescription, Stopped
 from runner.recording import Recorder
 from runner.resume import continue_from, find_start, flat_config
 from runner.run_folder import open_run
-from runner.session import Gate, Progress, Session, save
+from runner.session import Anchored, Gate, Progress, Session, save
 from runner.signals import stop_on_signal
 from runner.terminal import Terminal
 
@@ -47,8 +47,9 @@ def train(composed: Composed, folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     given = read_settings(composed)
     with ExitStack() as stack:
-        stop = stack.enter_context(stop_on_signal())
+        # Where the processes wait for each other no Python handler runs, so a signal ends them as it ends any program.
         accelerator, precision = start_accelerator(given.precision, given.cluster)
+        stop = stack.enter_context(stop_on_signal())
         peers = Peers(accelerator, stop)
         run = stack.enter_context(open_run(folder, peers.is_first))
         log_file = folder / ("train.log" if peers.is_first else f"logs/rank{peers.rank}.log")
@@ -57,7 +58,7 @@ def train(composed: Composed, folder: Path) -> dict[str, Any]:
         start = find_start(composed, folder, parts)
         for sentence in start.sentences:
             terminal.say(sentence)
-        model, optimizer = accelerator.prepare(parts.objective, parts.optimizer)
+        model, optimizer = accelerator.prepare(Anchored(parts.objective), parts.optimizer)
         progress, recorder = Progress(), Recorder(accelerator)
         if start.content is not None:
             continue_from(start, parts, progress, recorder, accelerator)
@@ -72,7 +73,8 @@ def train(composed: Composed, folder: Path) -> dict[str, Any]:
         stop.waits = True
         if peers.is_first:
             parts.checkpointer.cut_back(folder, progress.step)
-        run.begin(composed.saved, start.parent, progress.step, progress.owes_evaluation)
+        goes_on = start.content is not None
+        run.begin(composed.saved, start.parent, goes_on, progress.step, progress.owes_evaluation)
         gate = Gate(optimizer, accelerator, progress)
         session = Session(
             parts,
@@ -122,6 +124,7 @@ def loop(session: Session) -> None:
     if progress.owes_evaluation:
         hold_out(session)
     if patience_is_spent(session):  # also of a run that was killed after its early stop
+        log_open(session)
         return
     began, first = time.monotonic(), progress.step
     model.train()
@@ -160,26 +163,26 @@ def loop(session: Session) -> None:
             progress.step = fed.step + 1
 
             # 4. Record. The numbers stay on the device and are read one line later.
-            recorder.add(sums, weights, counts, len(fed.rows), sum(len(row.input_ids) for row in fed.rows))
+            tokens = sum(len(row.input_ids) for row in fed.rows)
+            recorder.add(sums, weights, counts, len(fed.rows), tokens, optimizer.param_groups[0]["lr"], grad_norm)
             done = progress.step == session.total_steps
-            line = partial(
-                recorder.line,
-                step=progress.step,
-                lr=optimizer.param_groups[0]["lr"],
-                grad_norm=grad_norm,
-                skipped=gate.skipped,
-                ids=[row.id for row in fed.rows] if given.train.log_ids else None,
-            )
             if given.train.log_ids or progress.step % given.train.log_every == 0 or done:
-                log_train(session, line())
+                ids = [row.id for row in fed.rows] if given.train.log_ids else None
+                log_train(session, recorder.line(progress.step, gate.skipped, ids))
             seconds_a_step = (time.monotonic() - began) / (progress.step - first)
             session.terminal.advance(progress.step, seconds_a_step * (session.total_steps - progress.step))
 
             # 5. Now and then: evaluate and save.
             if not done and pause(session):
-                if recorder.is_open:
-                    log_train(session, line())
                 break
+    log_open(session)
+
+
+def log_open(session: Session) -> None:
+    """Write every line that is due at the end: of the steps since the last one, too."""
+    recorder = session.recorder
+    if recorder.is_open:
+        log_train(session, recorder.line(session.progress.step, session.gate.skipped, None))
     log_train(session, recorder.flush())
 
 
@@ -324,6 +327,7 @@ def close(session: Session) -> dict[str, Any]:
         "peak_memory": memory,
         "wall_s": progress.wall_s + time.monotonic() - session.began,
         "checkpoint": str(checkpoint),
+        **getattr(parts.objective, "details", lambda _: {})(session.predictions or []),
     }
     session.run.write_summary(summary)
     conclude(session, summary)

@@ -10,14 +10,16 @@ import signal
 import sys
 from pathlib import Path
 
-from runner.protocols import Stopped
+from runner.protocols import LAUNCHER, Stopped
 from runner.signals import end_with_parent
 
 
 def main() -> int:
     """0 for a run that ended well or was stopped and saved: another code would make an engine end the others."""
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-    end_with_parent(signal.SIGTERM)  # a launcher that was killed leaves no process behind
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run has handlers of its own
+    if LAUNCHER in os.environ:  # one that was killed leaves no process behind
+        end_with_parent(signal.SIGTERM, int(os.environ[LAUNCHER]))
     print_into(folder / "logs" / f"rank{rank}.log", stdout=rank != 0)
     import torch.distributed as distributed
 
@@ -26,11 +28,10 @@ def main() -> int:
 
     try:
         train(take_over(folder), folder)
-    except Stopped:
-        pass
     except Exception as error:
-        note_failure(folder, error)
-        return 1
+        if not (isinstance(error, Stopped) and error.saved):
+            note_failure(folder, error)
+            return 1
     if distributed.is_initialized():
         distributed.destroy_process_group()
     return 0

@@ -15,10 +15,10 @@ from uuid import uuid4
 
 from annotated_types import Ge
 
-from runner.protocols import Ending
+from runner.protocols import LAUNCHER, Ending
 
-HANDLED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
-"""Signals that elastic hands on to the processes."""
+HANDLED = ("SIGTERM", "SIGINT", "SIGHUP")
+"""Signals that elastic hands on to the processes, unless they are ignored here, as by nohup."""
 
 
 class Elastic:
@@ -43,7 +43,7 @@ class Elastic:
             max_restarts=0,
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(),
-            signals_to_handle=",".join(HANDLED),
+            signals_to_handle=",".join(name for name in HANDLED if signal.getsignal(number(name)) != signal.SIG_IGN),
             shutdown_timeout=self._shutdown_s,
         )
         # -P: a file of the working folder does not stand in for a module of Python's.
@@ -60,33 +60,38 @@ class Elastic:
 
 def settings_for(threads: int) -> dict[str, str]:
     """Environment variables of the processes; the user's own go before them."""
-    wanted = {"OMP_NUM_THREADS": str(threads)}
+    wanted = {"OMP_NUM_THREADS": str(threads), LAUNCHER: str(os.getpid())}
     if sys.platform.startswith("linux"):
         wanted["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo looks for this machine's name, which need not resolve
-    return {name: value for name, value in wanted.items() if name not in os.environ}
+    return {name: value for name, value in wanted.items() if name == LAUNCHER or name not in os.environ}
 
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """For a while; elastic adds some of its own, which go as well."""
+    before = dict(os.environ)
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name in variables:
-            os.environ.pop(name, None)
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def number(name: str) -> int:
+    return int(getattr(signal, name))
 
 
 @contextmanager
 def signals_kept() -> Iterator[None]:
     """Elastic leaves its handlers behind, which would end the next job of a sweep."""
-    numbers = [getattr(signal, name) for name in HANDLED]
-    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number(name): signal.getsignal(number(name)) for name in HANDLED}
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for one, handler in before.items():
+                signal.signal(one, handler)
 
 
 @contextmanager

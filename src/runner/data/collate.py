@@ -37,6 +37,7 @@ class Collate:
             lengths=lengths,
             streams={modality: stream for modality, stream in streams.items() if stream.places},
             rows=[example.row for example in examples],
+            weights=[example.weight for example in examples],
         )
 
     def stream(self, modality: str, examples: Sequence[Example]) -> Stream:

@@ -1,6 +1,6 @@
 """One item of a row, as it stands there, to what an encoder's preprocess takes.
 
-Shapes: C channels, T numbers of a channel.
+Shapes: C channels, T samples or numbers of a channel.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from runner.data.series_files import read_series
+from runner.data.sound import read_sound
 from runner.protocols import Mistake
 
 MAX_PIXELS = 50_000_000
@@ -20,9 +22,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 def decode(modality: str, value: Any) -> Any:
-    """A picture as PIL image of mode L or RGB; channels of numbers as float32 [C, T]; anything else as it is."""
+    """A picture as PIL image of mode L or RGB; a sound as (samples float32 [C, T], rate in Hz); channels of numbers,
+    inline or in a file of `series`, as float32 [C, T] with NaN for a missing value; anything else as it is."""
     if modality == "image":
         return normalise(value, "a picture") if isinstance(value, Image.Image) else read_picture(Path(value))
+    if modality == "audio" and isinstance(value, str | Path):
+        return read_sound(Path(value))
+    if modality == "series" and isinstance(value, Path):
+        return read_series(value)
     if isinstance(value, list):
         return np.asarray(value, dtype=np.float32)
     return value

@@ -94,4 +94,4 @@ class ExampleSet(Dataset[Example]):
 
     def __getitem__(self, key: Key) -> Example:
         example = self.examples[key.row]
-        return example if key.weight else replace(example, labels=np.full_like(example.labels, IGNORED))
+        return example if key.weight else replace(example, labels=np.full_like(example.labels, IGNORED), weight=0.0)

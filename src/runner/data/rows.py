@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ MODALITIES = ("image", "audio", "text", "series")
 ROLES = ("system", "user", "assistant")
 LARGEST_NUMBER = 3.4e38
 """Numbers of a series become float32."""
+SERIES_FILES = (".csv", ".json", ".npy")
 
 
 def check_messages(value: Any) -> tuple[Message, ...]:
@@ -67,6 +69,8 @@ def check_items(modality: str, value: Any, folder: Path) -> tuple[Any, ...]:
 
 def check_item(modality: str, item: Any, folder: Path) -> Any:
     if isinstance(item, str):
+        if modality == "series" and not item.lower().endswith(SERIES_FILES):
+            raise Mistake(f"`series` names {item!r}; a file with a series is one of {', '.join(SERIES_FILES)}.")
         return item if modality == "text" else check_path(modality, item, folder)
     if isinstance(item, list) and modality not in ("image", "audio", "text"):
         return check_channels(modality, item)
@@ -91,8 +95,8 @@ def check_path(modality: str, item: str, folder: Path) -> Path:
     return path
 
 
-def check_channels(modality: str, channels: list[Any]) -> list[list[float]]:
-    """[C][T] finite numbers, every channel as long as the others."""
+def check_channels(modality: str, channels: list[Any]) -> list[list[float | None]]:
+    """[C][T] finite numbers, null for a missing one; every channel as long as the others, one number at least."""
     for number, channel in enumerate(channels, start=1):
         if not isinstance(channel, list) or not channel:
             raise Mistake(
@@ -102,10 +106,17 @@ def check_channels(modality: str, channels: list[Any]) -> list[list[float]]:
             lengths = f"{len(channel)} numbers, the first {len(channels[0])}"
             raise Mistake(f"channel {number} of `{modality}` has {lengths}: channels are equally long.")
         for value in channel:
+            if value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_NUMBER:
-                raise Mistake(f"channel {number} of `{modality}` holds {str(value)[:40]}, not a finite float32 number.")
+                raise Mistake(
+                    f"channel {number} of `{modality}` holds {str(value)[:40]}, not a finite float32 number; a missing "
+                    "value is null."
+                )
     if not channels:
         raise Mistake(f"an item of `{modality}` has no channel; leave it out or write null.")
+    if all(value is None for channel in channels for value in channel):
+        raise Mistake(f"an item of `{modality}` has no number, only null; leave it out.")
     return channels
 
 
@@ -149,6 +160,15 @@ def check_placeholders(row: Row, names: Sequence[str]) -> None:
                 f"the messages hold {count} <{name}> and the row has {items} `{name}` "
                 rf"item{'s' if items != 1 else ''}; write \<{name}> where these characters are meant as text."
             )
+
+
+def with_text(row: Row, names: Sequence[str]) -> Row:
+    """The row with something for a text encoder: where it has no `text`, its last user turn without placeholders."""
+    turns = [message.content for message in row.messages if message.role == "user"]
+    if row.items.get("text") or not turns:
+        return row
+    text = "".join(split_content(turns[-1], names)[0]).strip()
+    return replace(row, items={**row.items, "text": (text,)}) if text else row
 
 
 def check_modalities(rows: Iterable[Row], seats: Collection[str]) -> None:

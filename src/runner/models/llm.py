@@ -9,16 +9,15 @@ Shapes: B rows, M tokens, D width, K labelled positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from runner import fingerprint
+from runner import pretrained
 from runner.models.byte_tokenizer import byte_tokenizer
-from runner.protocols import IGNORED, Fault, Mistake, Stopped
+from runner.protocols import IGNORED, Fault, Mistake
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -170,23 +169,10 @@ class Pretrained:
         return AutoModelForCausalLM.from_config(self._read("a config", AutoConfig.from_pretrained))
 
     def files(self) -> dict[str, str]:
-        from transformers.utils import cached_file
-
-        folder = Path(str(cached_file(self.path, "config.json"))).parent
-        weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-        return {file.name: fingerprint.of_file(file) for file in weights}
+        return pretrained.weight_files(self.path)
 
     def _read(self, what: str, from_pretrained: Any, **arguments: Any) -> Any:
-        try:
-            return from_pretrained(self.path, **arguments)
-        except Stopped:
-            raise
-        except Exception as error:  # whatever the libraries raise about a folder that is not whole
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise Mistake(
-                f"llm.path={self.path}: no {what.removeprefix('a ')} could be read ({reason}). "
-                "Give a folder that transformers' save_pretrained wrote, or a hub name that this machine can reach."
-            ) from error
+        return pretrained.read("llm.path", self.path, what, from_pretrained, **arguments)
 
 
 class LanguageModel(nn.Module):

@@ -1,0 +1,163 @@
+"""Objectives that answer in text: rows become tokens of a language model, encoders and projectors feed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from runner import config, settings
+from runner.config import Composed
+from runner.data.chat import ChatFormat, prompt_of
+from runner.data.collate import Collate
+from runner.data.length import LengthReport, check_answers_fit, fit
+from runner.data.rows import check_modalities, with_text
+from runner.models.freeze import keep_frozen
+from runner.models.initialization import seeded
+from runner.models.llm import LanguageModel, LanguageModelSource, check_fits
+from runner.offers import check_gives, check_offers
+from runner.protocols import Encoder, Example, InputFusion, Mistake, Objective, Projector, RowSource
+from runner.seats import ITEM_FIELDS, Learner, build_encoders, mixed_seat, seat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PLACEMENTS = ("front", "placeholder")
+
+
+def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
+    """Raises `Mistake` for whatever config and rows have wrong."""
+    frame = build_frame(composed)
+    texts = read_texts(composed, frame)
+    prompts = [prompt_of(example) for example in texts.examples.get("val", [])[:predict_rows]]
+    check_answers_fit(prompts, composed.tree["model"].get("max_new_tokens"), frame.source.max_length())
+    preprocess = {name: encoder.preprocess for name, encoder in frame.encoders.items()}
+    collate = Collate(preprocess, texts.chat.tokenizer.pad_token_id)
+    llm = build_llm(composed, frame.source)
+    projectors = build_projectors(composed, frame, llm)
+    check_gives(frame.encoders, projectors, frame.fusion, llm, collate, texts.examples["train"])
+    objective = build_objective(composed, frame, llm, projectors, texts.chat)
+    return Learner(objective, texts.examples, prompts, texts.lengths, collate)
+
+
+def skeleton(composed: Composed) -> Objective:
+    """Shapes without weights, tokenizer or rows."""
+    frame = build_frame(composed)
+    llm = LanguageModel(adapt(composed, frame.source, frame.source.skeleton()), {})
+    return build_objective(composed, frame, llm, build_projectors(composed, frame, llm), None)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The parts that must be there before rows can be read: they say what becomes of a row."""
+
+    source: LanguageModelSource
+    encoders: Mapping[str, Encoder]
+    fusion: InputFusion | None
+
+
+def build_frame(composed: Composed) -> Frame:
+    source: LanguageModelSource = seat(composed, "llm")
+    encoders = build_encoders(composed)
+    return Frame(source, encoders, build_fusion(composed, encoders, source.width()))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows as numbers, by split."""
+
+    examples: Mapping[str, list[Example]]
+    lengths: Mapping[str, LengthReport]
+    chat: ChatFormat
+
+
+def read_texts(composed: Composed, frame: Frame) -> Texts:
+    """Read every split, render it with the model's chat template, and hold the lengths against data.max_length."""
+    given = config.section(composed.tree["data"], settings.Data)
+    source: RowSource = mixed_seat(composed, "data", settings.Data)
+    takes = frame.source.max_length()
+    if given.max_length and takes and given.max_length > takes:
+        raise Mistake(f"data.max_length={given.max_length}: the language model takes {takes} tokens. Set at most that.")
+    modalities = list(frame.encoders)
+    chat = ChatFormat(frame.source.tokenizer(), modalities, frame.fusion.placement if frame.fusion else "front")
+    examples, lengths = {}, {}
+    for split, rows in source.read(sorted({*ITEM_FIELDS, *modalities})).items():
+        check_modalities(rows, modalities)
+        if "text" in modalities:
+            rows = [with_text(row, chat.placeholders) for row in rows]
+        rendered = [chat.example(row) for row in rows]
+        limit = given.max_length or takes or max((len(one.input_ids) for one in rendered), default=0)
+        examples[split], lengths[split] = fit(rendered, limit, given.over_length, chat)
+    if not examples.get("train"):
+        raise Mistake("data: there is no row to train on. See what was dropped, or give another data.path.")
+    return Texts(examples, lengths, chat)
+
+
+def build_llm(composed: Composed, source: LanguageModelSource) -> LanguageModel:
+    """Load or make the language model, put LoRA on it, and check that the head at labelled positions is its own."""
+    files = source.files()
+    with seeded(composed.tree["seed"], "llm"):
+        model = source.load()
+    check_fits(model, source)
+    llm = LanguageModel(adapt(composed, source, model), files)
+    low = [name for name, one in llm.named_parameters() if one.requires_grad and one.dtype.itemsize < 4]
+    if low:
+        raise Mistake(
+            f"llm.dtype: {len(low)} tensors that train are not float32 ({low[0]}). Set llm.dtype=float32, or use LoRA."
+        )
+    if files:
+        llm.check_head()
+    return llm
+
+
+def adapt(composed: Composed, source: LanguageModelSource, model: PreTrainedModel) -> PreTrainedModel:
+    """Put LoRA on the language model, or freeze it where it is not to be trained."""
+    adapter = seat(composed, "lora")
+    if adapter is None:
+        return model if source.trainable else model.requires_grad_(False)
+    with seeded(composed.tree["seed"], "lora"):
+        return adapter.apply(model)
+
+
+def build_projectors(composed: Composed, frame: Frame, llm: LanguageModel) -> dict[str, Projector]:
+    """By modality. Raises `Mistake` for an encoder without one."""
+    projectors: dict[str, Projector] = {}
+    for modality, encoder in frame.encoders.items():
+        with seeded(composed.tree["seed"], f"projector.{modality}"):
+            projector = seat(composed, "projector", encoder_width=encoder.width, llm_width=llm.width)
+        if projector is None:
+            raise Mistake(f"encoder.{modality} has no projector to the language model. Set projector=mlp or another.")
+        check_offers(projector, "projector", Projector)
+        projectors[modality] = projector
+    return projectors
+
+
+def build_objective(
+    composed: Composed,
+    frame: Frame,
+    llm: LanguageModel,
+    projectors: Mapping[str, Projector],
+    chat: ChatFormat | None,
+) -> Objective:
+    objective = seat(
+        composed, "model", llm=llm, encoders=frame.encoders, projectors=projectors, fusion=frame.fusion, chat=chat
+    )
+    check_offers(objective, "model", Objective)
+    keep_frozen(objective)
+    return cast(Objective, objective)
+
+
+def build_fusion(composed: Composed, encoders: Mapping[str, Encoder], llm_width: int) -> InputFusion | None:
+    """None without an encoder. Raises `Mistake` when there is one and no fusion."""
+    if not encoders:
+        return None
+    with seeded(composed.tree["seed"], "fusion"):
+        fusion = seat(composed, "fusion", llm_width=llm_width)
+    if fusion is None:
+        raise Mistake(
+            f"encoder.{next(iter(encoders))} needs a fusion with the language model. Set fusion=prefix or another."
+        )
+    check_offers(fusion, "fusion", InputFusion)
+    if fusion.placement not in PLACEMENTS:
+        raise Mistake(f"fusion: placement is {fusion.placement!r}; it must be one of {', '.join(PLACEMENTS)}.")
+    return fusion

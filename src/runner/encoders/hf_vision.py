@@ -1,0 +1,65 @@
+"""Any vision model of transformers, with the preprocessing that its folder names.
+
+Shapes: N pictures, C channels, H and W pixels of a side, T tokens, E width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from runner import pretrained
+from runner.encoders.loaded import LoadedEncoder
+from runner.protocols import Mistake, Tokens
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class FolderPreprocess:
+    """A picture to what the folder's image processor makes of it: `pixel_values` [C, H, W] for nearly all."""
+
+    processor: Any
+
+    def __call__(self, picture: Image) -> dict[str, Tensor]:
+        # Numbers, not tensors, of the processor: it would make them on whatever device is torch's default.
+        inputs = self.processor(picture.convert("RGB"), return_tensors="np")
+        return {name: torch.from_numpy(value[0]) for name, value in inputs.items()}
+
+
+class HfVision(LoadedEncoder):
+    """A vision model of transformers, or the vision tower of one of several modalities; all its tokens."""
+
+    def __init__(
+        self,
+        path: str,
+        trainable: bool,
+        dtype: Literal["float32", "bfloat16", "float16"],
+        pool: Literal["none", "mean", "cls"],
+    ) -> None:
+        from PIL import Image
+        from transformers import AutoImageProcessor
+
+        # The backend without torchvision; it gives what the other does within a grey level.
+        setting = "encoder.image.path"
+        read = AutoImageProcessor.from_pretrained
+        preprocess = FolderPreprocess(pretrained.read(setting, path, "an image processor", read, backend="pil"))
+        with torch.device("cpu"):
+            wide, high = (preprocess(Image.new("RGB", size)) for size in ((96, 64), (64, 96)))
+        if any(wide[name].shape != high[name].shape for name in wide):
+            raise Mistake(
+                f"{setting}={path}: its preprocessing keeps the shape of a picture, so pictures cannot share a "
+                "batch. Give preprocessor_config.json a size with height and width, or a crop_size."
+            )
+        super().__init__("image", path, trainable, dtype, pool, {name: one.unsqueeze(0) for name, one in wide.items()})
+        self.preprocess = preprocess
+
+    def forward(self, **inputs: Tensor) -> Tokens:
+        """pixel_values [N, C, H, W] -> [N, T, E]; T is 1 with `pool`"""
+        features = self.run(**inputs)
+        mask = inputs.get("pixel_attention_mask")  # of families that cut a picture into a number of patches of its own
+        return self.pooled(features, None if mask is None else mask.bool())

@@ -1,0 +1,70 @@
+"""The part that sits in a seat of a config, built; and what every kind of objective comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runner import config
+from runner.config import Composed
+from runner.data.collate import Collate
+from runner.data.length import LengthReport
+from runner.models.initialization import seeded
+from runner.offers import check_offers
+from runner.protocols import Encoder, Example, Fault, Mistake, Objective, Stopped
+
+ITEM_FIELDS = ("image", "audio", "series")
+"""The modalities of the row schema, whose fields hold items also where the model has no encoder for them."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """An objective and what it learns from."""
+
+    objective: Objective
+    examples: Mapping[str, list[Example]]
+    """By split: rows as numbers."""
+    prompts: list[Example]
+    """The val rows that are predicted, without what is to be found out."""
+    lengths: Mapping[str, LengthReport]
+    collate: Collate
+
+
+def seat(composed: Composed, name: str, **runtime: Any) -> Any:
+    """The part that sits in a seat (`encoder.image`), or None when nothing does."""
+    node: Any = composed.tree
+    for key in name.split("."):
+        node = (node or {}).get(key)
+    if node is None:
+        return None
+    return build_node(composed, name, node, **runtime)
+
+
+def build_node(composed: Composed, name: str, node: Mapping[str, Any], **runtime: Any) -> Any:
+    """Raises `Fault` with the node's place in the config where its constructor fails."""
+    try:
+        return config.build(node, composed.plugin_folders, **runtime)
+    except (Mistake, Fault, Stopped):
+        raise
+    except Exception as error:
+        raise Fault(f"{name}: {node['_target_']} failed: {type(error).__name__}: {error}") from error
+
+
+def mixed_seat(composed: Composed, name: str, shared: type) -> Any:
+    """The part of a seat whose node also holds settings that all its options share."""
+    return build_node(composed, name, config.own_arguments(composed.tree[name], shared))
+
+
+def build_encoders(composed: Composed) -> dict[str, Encoder]:
+    """By modality, in the config's order. Raises `Mistake` for a part that lacks what an encoder must offer."""
+    encoders = {}
+    for modality, node in (composed.tree.get("encoder") or {}).items():
+        if node is None:
+            continue
+        name = f"encoder.{modality}"
+        with seeded(composed.tree["seed"], name):
+            encoder = seat(composed, name)
+        check_offers(encoder, name, Encoder)
+        encoders[modality] = encoder
+    return encoders
