@@ -65,7 +65,7 @@ def two_encoders(folder: Path) -> list[str]:
         "encoder.series.heads=2",
     ]
     data = ["data=jsonl", f"data.path={folder}/classes-train.jsonl", f"data.val_path={folder}/classes-val.jsonl"]
-    return [*SMALL, *series, *sizes, *data, "train.batch_size=8", "train.log_ids=true", "optimizer.lr=1e-3"]
+    return [*SMALL, *series, *data, "train.batch_size=8", "train.log_ids=true", "optimizer.lr=1e-3"]
 
 
 @pytest.mark.parametrize("fusion", ["concat", "gated", "bilinear", "attention"])

@@ -292,13 +292,10 @@ def test_a_signal_in_the_last_evaluation_before_an_early_stop_loses_no_line(tmp_
         patch.setattr(instruct.Instruct, "predict", send)
         run(tmp_path / "stopped", *words, *never, "evaluation.batch_size=4", "evaluation.predict_rows=4")
     run(tmp_path / "stopped", *words, *never, "resume=auto")
-    assert [line["step"] for line in lines_of(tmp_path / "whole")] == [4, 6]
-    assert [line["loss"] for line in lines_of(tmp_path / "stopped")] == [
-        line["loss"] for line in lines_of(tmp_path / "whole")
-    ]
-    assert [line["grad_norm"] for line in lines_of(tmp_path / "stopped")] == [
-        line["grad_norm"] for line in lines_of(tmp_path / "whole")
-    ]
+    whole, stopped = lines_of(tmp_path / "whole"), lines_of(tmp_path / "stopped")
+    assert [line["step"] for line in whole] == [4, 6]
+    for name in ("step", "loss", "grad_norm", "lr"):
+        assert [line[name] for line in stopped] == [line[name] for line in whole]
 
 
 def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path: Path) -> None:
