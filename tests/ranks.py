@@ -77,6 +77,7 @@ def command_line(words: list[str], output: Path, working_folder: str) -> None:
     with output.open("w") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
+    sys.argv = ["runner", *words]
     code = cli.main(words)
     sys.stdout.flush()
     os._exit(code)

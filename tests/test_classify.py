@@ -65,7 +65,7 @@ def two_encoders(folder: Path) -> list[str]:
         "encoder.series.heads=2",
     ]
     data = ["data=jsonl", f"data.path={folder}/classes-train.jsonl", f"data.val_path={folder}/classes-val.jsonl"]
-    return [*SMALL, *series, *data, "train.batch_size=8", "train.log_ids=true", "optimizer.lr=1e-3"]
+    return [*SMALL, *series, *sizes, *data, "train.batch_size=8", "train.log_ids=true", "optimizer.lr=1e-3"]
 
 
 @pytest.mark.parametrize("fusion", ["concat", "gated", "bilinear", "attention"])
@@ -158,19 +158,19 @@ def test_labels_that_are_no_classes_are_told(labels: list[Any], said: str) -> No
 
 
 def test_a_class_that_is_not_trained_on_is_told() -> None:
-    with pytest.raises(Mistake, match="no row to train on has the label 'c', but 'a', 'b'"):
+    with pytest.raises(Mistake, match="has the label 'c', and no row to train on has: 'a', 'b'"):
         objective(["a", "b"]).check_row(row("c"))
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["encoder/image=null"], "No encoder: there is nothing to see a row with"),
+        (["encoder/image=null"], "encoder.image.hidden_size: nothing of this name"),
         (["fusion=prefix"], "fusion: runner.fusion.prefix.Prefix lacks width"),
         (["llm=tiny"], "llm: model=classify has no such seat"),
         (["lora=default"], "lora: model=classify has no such seat"),
         (["model.loss._target_=torch.nn.CrossEntropyLoss"], "it must give a value for each of the 64 rows"),
-        (["model.loss._target_=os.system"], "may not be built here"),
+        (["model.loss._target_=os.system"], "os.system may not be built from a config"),
         (["model.class_weights=some"], "model.class_weights"),
         (["checkpoint.monitor=val/exact_match"], "an evaluation gives val/accuracy, val/loss, val/macro_f1"),
     ],
@@ -180,6 +180,13 @@ def test_a_mistake_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], w
     assert main(["train", *SMALL, *common, *words]) == 2
     printed = capsys.readouterr()
     assert said in printed.err and "Traceback" not in printed.err
+
+
+def test_an_encoder_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match="No encoder: there is nothing to see a row with"):
+        runner.train(
+            ["model=classify", "data=digits", "train.max_steps=1", "tracker=none", f"hydra.run.dir={tmp_path}/run"]
+        )
 
 
 def test_a_loss_of_ones_own_trains(tmp_path: Path) -> None:

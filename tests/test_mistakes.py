@@ -146,7 +146,7 @@ MISTAKES = [
     ("-m seed=range(0,nan)", ["seed=range(0,nan): it is no range of numbers"]),
     ("-m seed=range(0,101) optimizer.lr=range(1,101)", ["The sweep has 10,100 jobs, and 10,000 is the most."]),
     ("encoder=null", ["encoder=null: encoder holds several options. Write encoder/image=null."]),
-    ("encoder=patch", ["encoder=patch: encoder holds several options. Write encoder/image=patch."]),
+    ("encoder=patch", ["encoder=patch: encoder holds several options. Write ", "encoder/image=patch"]),
     ("data=jsonl data.path=~/rows.jsonl", ["data.path: there is no HOME/rows.jsonl"]),
     ("llm=pretrained llm.path=~/model", ["llm.path: there is no HOME/model"]),
     ("lora=default lora.init=~/a resume=~/b", ["lora.init: there is no HOME/a", "resume: there is no HOME/b"]),

@@ -92,7 +92,7 @@ def test_several_photographs_a_row_overfit(shared: Path, tmp_path: Path, fusion:
         [
             "data=jsonl", f"data.path={data}", f"data.val_path={data}/train.jsonl", f"fusion={fusion}",
             "encoder.image.size=32", "encoder.image.channels=3", "encoder.image.patch_size=8", "train.max_steps=60",
-            "train.batch_size=12", "train.eval_every=null", "schedule.warmup_steps=10", "model.max_new_tokens=16",
+            "train.batch_size=12", "optimizer.lr=2e-3", "schedule.warmup_steps=10", "model.max_new_tokens=16",
             "tracker=none", f"hydra.run.dir={tmp_path}/run",
         ]
     )  # fmt: skip

@@ -19,7 +19,7 @@ def test_metrics_keep_their_whole_right_lines(tmp_path: Path) -> None:
     with open_run(tmp_path, holds=True) as run:
         for rest in (cut, b'5\n{}\n[1]\nnull\n"text"\n{"step": "a", "split": "val"}\n', b"\n\n", (LINE % 3).encode()):
             file.write_bytes(kept.encode() + rest)
-            run.begin("", None, step=2, owes_evaluation=False)
+            run.begin("", None, goes_on=True, step=2, owes_evaluation=False)
             assert file.read_text(encoding="utf-8") == kept
 
 

@@ -284,13 +284,13 @@ def test_a_signal_in_the_last_evaluation_before_an_early_stop_loses_no_line(tmp_
 
     def send(self: Any, batch: Any) -> Any:
         evaluations.append(batch)
-        if len(evaluations) == 2:
+        if len(evaluations) == 3:  # the first batch of two of the second evaluation
             os.kill(os.getpid(), signal.SIGTERM)
         return predict(self, batch)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(instruct.Instruct, "predict", send)
-        run(tmp_path / "stopped", *words, *never, "evaluation.batch_size=4", "evaluation.predict_rows=4")
+        run(tmp_path / "stopped", *words, *never, "evaluation.batch_size=4", "evaluation.predict_rows=8")
     run(tmp_path / "stopped", *words, *never, "resume=auto")
     whole, stopped = lines_of(tmp_path / "whole"), lines_of(tmp_path / "stopped")
     assert [line["step"] for line in whole] == [4, 6]
