@@ -337,7 +337,8 @@ def test_series_answer_questions_through_the_command_line(tmp_path: Path) -> Non
             "model=instruct", "encoder/series=series_patch", "encoder/image=null", "fusion=interleave", "data=jsonl",
             "data.path=rows.jsonl", "data.val_path=rows.jsonl", "train.max_steps=30", "train.batch_size=16",
             "optimizer.lr=2e-3", "schedule.warmup_steps=5", "tracker=none", "encoder.series.hidden_size=16",
-            "encoder.series.heads=2", "encoder.series.channels=1", "evaluation.predict_rows=32", "model.max_new_tokens=8",
+            "encoder.series.heads=2", "encoder.series.channels=1", "evaluation.predict_rows=32",
+            "model.max_new_tokens=8",
         ]
     )  # fmt: skip
     assert summary["last"]["val/exact_match"] > 0.9
