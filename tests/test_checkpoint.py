@@ -90,6 +90,7 @@ def save_forever(folder: Path, pipe: Any) -> None:
         Local().prune(folder, {step - 1, step})
 
 
+@pytest.mark.faults
 def test_the_newest_checkpoint_is_whole_after_any_kill(tmp_path: Path) -> None:
     """kill -9 at 40 seeded moments while nothing is done but saving; each life goes on from what the last one left."""
     chance, before, interrupted = random.Random(0), 0, 0

@@ -63,6 +63,7 @@ def gone(processes: list[psutil.Process], within_s: float) -> list[psutil.Proces
     return [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.faults
 def test_several_processes_are_one_run_also_in_a_sweep_and_with_parts_from_outside(tmp_path: Path) -> None:
     my_conf(tmp_path / "my_conf")
     words = ["train", "-m", "--config-dir", "my_conf", "encoder/image=mean_colour", *SMALL_PLUGIN, *TWO, "seed=0,1"]
@@ -184,6 +185,7 @@ def test_the_processes_that_run_are_those_that_were_asked_for(pictures: Path, tm
     assert failure["error"] == "3 processes were asked for and 2 are running."
 
 
+@pytest.mark.faults
 def test_two_launchers_of_one_run_do_not_meet(tmp_path: Path) -> None:
     """The second one is refused while the first one's processes still start."""
     overrides = [*SMALL_PLUGIN, *TWO, "hydra.run.dir=run", "resume=auto"]
