@@ -22,12 +22,15 @@ SOURCE = ROOT / "src"
 
 ROOMS = {
     "front": ("", "__main__", "cli", "completion", "launch", "verbs"),
-    "verbs": ("processes", "worker", "training", "show", "evaluate", "announce", "feed"),
-    "run": ("session", "resume", "recording"),
+    "verbs": (
+        "processes", "worker", "training", "show", "evaluate", "announce", "feed",
+        "trained", "evaluate_run", "generate", "predictor",
+    ),
+    "run": ("session", "resume", "recording", "restoring"),
     "build": ("build", "answering", "labelling", "seats", "inventory", "offers"),
     "composition": (
         "config", "complaints", "overrides", "quoting", "resolving", "sweep",
-        "schema", "targets", "signatures", "annotations", "combinations",
+        "schema", "targets", "signatures", "annotations", "combinations", "saved_config",
     ),
     "models": ("models.*",),
     "encoders": ("encoders.*",),

@@ -30,7 +30,7 @@ from runner.models.byte_tokenizer import byte_tokenizer
 from runner.models.freeze import keep_frozen
 from runner.models.llm import LanguageModel, Pretrained
 from runner.models.lora import Lora
-from runner.protocols import IGNORED, Fault, Mistake
+from runner.protocols import IGNORED, Decoding, Fault, Mistake
 
 SHAPE = {
     "vocab_size": 97,
@@ -155,28 +155,28 @@ def test_greedy_answers_in_a_batch_are_those_one_by_one() -> None:
     llm = LanguageModel(model_of("llama"), {})
     rows = [torch.arange(3, 3 + length) for length in (4, 9, 13)]
     alone = [
-        llm.generate(12, [5], 0, input_ids=row.unsqueeze(0), attention_mask=torch.ones(1, len(row), dtype=torch.long))[
-            0
-        ]
+        llm.generate(
+            Decoding(12), [5], 0, input_ids=row.unsqueeze(0), attention_mask=torch.ones(1, len(row), dtype=torch.long)
+        )[0]
         for row in rows
     ]
     width = max(map(len, rows))
     input_ids = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0)) for row in rows])
     mask = torch.stack([(torch.arange(width) >= width - len(row)).long() for row in rows])
-    assert llm.generate(12, [5], 0, input_ids=input_ids, attention_mask=mask) == alone
+    assert llm.generate(Decoding(12), [5], 0, input_ids=input_ids, attention_mask=mask) == alone
     embeddings = llm.embed(input_ids)
-    assert llm.generate(12, [5], 0, inputs_embeds=embeddings, attention_mask=mask) == alone
+    assert llm.generate(Decoding(12), [5], 0, inputs_embeds=embeddings, attention_mask=mask) == alone
 
 
 def test_answers_are_greedy_whatever_the_folder_says(tmp_path: Path) -> None:
     model = model_of("llama")
     prompt = {"input_ids": torch.arange(3, 9).unsqueeze(0), "attention_mask": torch.ones(1, 6, dtype=torch.long)}
-    greedy = LanguageModel(model, {}).generate(12, [], 0, **prompt)
+    greedy = LanguageModel(model, {}).generate(Decoding(12), [], 0, **prompt)
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.temperature = None
     model.save_pretrained(tmp_path)
     again = LanguageModel(Pretrained(str(tmp_path), "float32", True).load().eval(), {})
-    assert again.generate(12, [], 0, **prompt) == greedy
+    assert again.generate(Decoding(12), [], 0, **prompt) == greedy
 
 
 class Frozen(torch.nn.Module):

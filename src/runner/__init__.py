@@ -1,13 +1,13 @@
 """Fine-tune multimodal language models with one training loop.
 
 `runner.train([...])` trains a run from Python: the same composition as on the command line, no exit. Nothing heavy is
-imported before it is called.
+imported before it is called. `runner.Predictor.from_run(FOLDER)` answers with a trained run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Any
 
 
@@ -21,4 +21,6 @@ def train(overrides: Sequence[str] = ()) -> dict[str, Any]:
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return metadata.version("multimodal-runner")
+    if name == "Predictor":
+        return import_module("runner.predictor").Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from runner.inventory import Component, components_of
+from runner.terminal import listed
 
 PARAMETER_COLUMNS = ("component", "kind", "trainable", "frozen")
 
 if TYPE_CHECKING:
     from runner.data.length import LengthReport
+    from runner.precision import ActivePrecision
     from runner.session import Session
 
 
@@ -23,9 +25,7 @@ def announce(session: Session) -> None:
     )
     for split, report in session.parts.lengths.items():
         terminal.say(f"Data, {split}: {describe(report)}")
-    active = session.precision
-    computed = active.autocast or ("tf32" if active.tf32 else "float32")
-    terminal.say(f"Precision: {active.requested}, matrix products in {computed} on {active.device}.")
+    terminal.say(computing(session.precision))
     terminal.say("")
     terminal.table(
         "Parameters",
@@ -33,6 +33,11 @@ def announce(session: Session) -> None:
         parameter_rows(components_of(session.parts.objective)),
         PARAMETER_COLUMNS[2:],
     )
+
+
+def computing(active: ActivePrecision) -> str:
+    computed = active.autocast or ("tf32" if active.tf32 else "float32")
+    return f"Precision: {active.requested}, matrix products in {computed} on {active.device}."
 
 
 def parameter_rows(components: Sequence[Component]) -> list[tuple[str, ...]]:
@@ -55,8 +60,8 @@ def conclude(session: Session, summary: dict[str, Any]) -> None:
     terminal, folder = session.terminal, session.run.path
     for title, metrics in (("Last", summary["last"]), ("Best", summary["best"])):
         if metrics:
-            values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "step")
-            terminal.say(f"{title}: {values} (step {metrics['step']})")
+            values = {name: value for name, value in metrics.items() if name != "step"}
+            terminal.say(f"{title}: {listed(values)} (step {metrics['step']})")
     rate = summary["throughput"]
     tokens = f"{rate['tokens_per_s']:,.0f} tokens/s; " if rate["tokens_per_s"] else ""
     terminal.say(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
 from runner import config, settings
 from runner.config import Composed
@@ -16,35 +17,13 @@ from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
 from runner.models.llm import LanguageModel, LanguageModelSource, check_fits
 from runner.offers import check_gives, check_offers
-from runner.protocols import Encoder, Example, InputFusion, Mistake, Objective, Projector, RowSource
-from runner.seats import ITEM_FIELDS, Learner, build_encoders, mixed_seat, seat
+from runner.protocols import Encoder, Example, InputFusion, Mistake, Objective, Projector, Row
+from runner.seats import Learner, build_encoders, read_splits, seat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PLACEMENTS = ("front", "placeholder")
-
-
-def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
-    """Raises `Mistake` for whatever config and rows have wrong."""
-    frame = build_frame(composed)
-    texts = read_texts(composed, frame)
-    prompts = [prompt_of(example) for example in texts.examples.get("val", [])[:predict_rows]]
-    check_answers_fit(prompts, composed.tree["model"].get("max_new_tokens"), frame.source.max_length())
-    preprocess = {name: encoder.preprocess for name, encoder in frame.encoders.items()}
-    collate = Collate(preprocess, texts.chat.tokenizer.pad_token_id)
-    llm = build_llm(composed, frame.source)
-    projectors = build_projectors(composed, frame, llm)
-    check_gives(frame.encoders, projectors, frame.fusion, llm, collate, texts.examples["train"])
-    objective = build_objective(composed, frame, llm, projectors, texts.chat)
-    return Learner(objective, texts.examples, prompts, texts.lengths, collate)
-
-
-def skeleton(composed: Composed) -> Objective:
-    """Shapes without weights, tokenizer or rows."""
-    frame = build_frame(composed)
-    llm = LanguageModel(adapt(composed, frame.source, frame.source.skeleton()), {})
-    return build_objective(composed, frame, llm, build_projectors(composed, frame, llm), None)
 
 
 @dataclass(frozen=True)
@@ -54,6 +33,69 @@ class Frame:
     source: LanguageModelSource
     encoders: Mapping[str, Encoder]
     fusion: InputFusion | None
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        placement = self.fusion.placement if self.fusion else "front"
+        return ChatFormat(self.source.tokenizer(), self.modalities, placement)
+
+    @property
+    def modalities(self) -> list[str]:
+        return list(self.encoders)
+
+    @property
+    def takes(self) -> int | None:
+        return self.source.max_length()
+
+    def render(self, rows: Sequence[Row]) -> list[Example]:
+        """With the model's chat template, tokenised."""
+        check_modalities(rows, self.modalities)
+        if "text" in self.modalities:
+            rows = [with_text(row, self.chat.placeholders) for row in rows]
+        return [self.chat.example(row) for row in rows]
+
+    def fit(self, examples: Sequence[Example], given: settings.Data) -> tuple[list[Example], LengthReport]:
+        takes = self.takes
+        if given.max_length and takes and given.max_length > takes:
+            raise Mistake(
+                f"data.max_length={given.max_length}: the language model takes {takes} tokens. Set at most that."
+            )
+        limit = given.max_length or takes or max((len(one.input_ids) for one in examples), default=0)
+        return fit(examples, limit, given.over_length, self.chat)
+
+    def prompts(self, examples: Sequence[Example]) -> list[Example]:
+        return [prompt_of(example) for example in examples]
+
+    def collate(self) -> Collate:
+        preprocess = {name: encoder.preprocess for name, encoder in self.encoders.items()}
+        return Collate(preprocess, self.chat.tokenizer.pad_token_id)
+
+
+def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
+    """Raises `Mistake` for whatever config and rows have wrong."""
+    frame = build_frame(composed)
+    texts = read_texts(composed, frame)
+    prompts = frame.prompts(texts.examples.get("val", [])[:predict_rows])
+    check_answers_fit(prompts, composed.tree["model"].get("max_new_tokens"), frame.takes)
+    collate = frame.collate()
+    llm = build_llm(composed, frame.source)
+    projectors = build_projectors(composed, frame, llm)
+    check_gives(frame.encoders, projectors, frame.fusion, llm, collate, texts.examples["train"])
+    objective = build_objective(composed, frame, llm, projectors, frame.chat)
+    return Learner(objective, texts.examples, prompts, texts.lengths, collate)
+
+
+def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -> Objective:
+    """Without rows; `memory` is what the objective kept of them."""
+    llm = build_llm(composed, frame.source)
+    return build_objective(composed, frame, llm, build_projectors(composed, frame, llm), frame.chat, memory)
+
+
+def skeleton(composed: Composed) -> Objective:
+    """Shapes without weights, tokenizer or rows."""
+    frame = build_frame(composed)
+    llm = LanguageModel(adapt(composed, frame.source, frame.source.skeleton()), {})
+    return build_objective(composed, frame, llm, build_projectors(composed, frame, llm), None)
 
 
 def build_frame(composed: Composed) -> Frame:
@@ -74,20 +116,10 @@ class Texts:
 def read_texts(composed: Composed, frame: Frame) -> Texts:
     """Read every split, render it with the model's chat template, and hold the lengths against data.max_length."""
     given = config.section(composed.tree["data"], settings.Data)
-    source: RowSource = mixed_seat(composed, "data", settings.Data)
-    takes = frame.source.max_length()
-    if given.max_length and takes and given.max_length > takes:
-        raise Mistake(f"data.max_length={given.max_length}: the language model takes {takes} tokens. Set at most that.")
-    modalities = list(frame.encoders)
-    chat = ChatFormat(frame.source.tokenizer(), modalities, frame.fusion.placement if frame.fusion else "front")
+    chat = frame.chat
     examples, lengths = {}, {}
-    for split, rows in source.read(sorted({*ITEM_FIELDS, *modalities})).items():
-        check_modalities(rows, modalities)
-        if "text" in modalities:
-            rows = [with_text(row, chat.placeholders) for row in rows]
-        rendered = [chat.example(row) for row in rows]
-        limit = given.max_length or takes or max((len(one.input_ids) for one in rendered), default=0)
-        examples[split], lengths[split] = fit(rendered, limit, given.over_length, chat)
+    for split, rows in read_splits(composed, frame.modalities).items():
+        examples[split], lengths[split] = frame.fit(frame.render(rows), given)
     if not examples.get("train"):
         raise Mistake("data: there is no row to train on. See what was dropped, or give another data.path.")
     return Texts(examples, lengths, chat)
@@ -138,10 +170,10 @@ def build_objective(
     llm: LanguageModel,
     projectors: Mapping[str, Projector],
     chat: ChatFormat | None,
+    memory: Mapping[str, Any] | None = None,
 ) -> Objective:
-    objective = seat(
-        composed, "model", llm=llm, encoders=frame.encoders, projectors=projectors, fusion=frame.fusion, chat=chat
-    )
+    parts = {"llm": llm, "encoders": frame.encoders, "projectors": projectors, "fusion": frame.fusion}
+    objective = seat(composed, "model", **parts, chat=chat, memory=memory)
     check_offers(objective, "model", Objective)
     keep_frozen(objective)
     return cast(Objective, objective)

@@ -55,14 +55,14 @@ class Parts(Learner):
     checkpointer: Checkpointer
     tracker: Tracker
     fingerprints: dict[str, Any]
-    """Hashes of the training rows (`data`) and of the weights' files (`files`): a resumed run must have the same."""
+    """Hashes of the training rows (`data`) and of the weights' files (`files`), and what the objective keeps of the
+    rows (`memory`): a resumed run must have the same."""
 
 
 def build(composed: Composed, tracks: bool) -> Parts:
     """`tracks`: whether this process feeds the trackers. Raises `Mistake` for whatever config and rows have wrong."""
     given = read_settings(composed)
-    kind = answering if composed.tree.get("llm") else labelling
-    learner = kind.build_learner(composed, given.evaluation.predict_rows)
+    learner = kind_of(composed).build_learner(composed, given.evaluation.predict_rows)
     check_monitor(given, learner)
     return Parts(
         **vars(learner),
@@ -71,15 +71,24 @@ def build(composed: Composed, tracks: bool) -> Parts:
         schedule=seat(composed, "schedule"),
         checkpointer=mixed_seat(composed, "checkpoint", settings.Checkpoint),
         tracker=build_tracker(composed) if tracks else Isolated({}),
-        fingerprints={"data": data_fingerprint(learner.examples["train"]), "files": files_of(learner.objective)},
+        fingerprints={
+            "data": data_fingerprint(learner.examples["train"]),
+            "files": files_of(learner.objective),
+            "memory": getattr(learner.objective, "memory", dict)(),
+        },
     )
+
+
+def kind_of(composed: Composed) -> Any:
+    """The module that builds this kind of objective: with a language model, or without one."""
+    return answering if composed.tree.get("llm") else labelling
 
 
 def skeleton(composed: Composed) -> Objective:
     """The objective from the architecture alone: shapes without weights; the rows are read where they say how many
     classes there are."""
     with torch.device("meta"):
-        return answering.skeleton(composed) if composed.tree.get("llm") else labelling.skeleton(composed)
+        return cast(Objective, kind_of(composed).skeleton(composed))
 
 
 def read_settings(composed: Composed) -> Settings:

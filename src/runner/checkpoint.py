@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from runner import fingerprint
 from runner.protocols import CheckpointContent, Fault, Mistake
 
 FORMAT = 1
+OPTIMIZER = "optimizer.safetensors"
 
 
 class Local:
@@ -32,7 +33,7 @@ class Local:
     def save(self, folder: Path, checkpoint: CheckpointContent) -> Path:
         """Raises `Fault` when there is no room or the disk fails; what was there before stays, one of this step too."""
         root = folder / "checkpoints"
-        place = root / f"step-{checkpoint.step:08d}"
+        place = place_of(folder, checkpoint.step)
         beside = root / f".tmp-{place.name}-{os.getpid()}"
         if fault_of(place) is None:
             return place
@@ -45,7 +46,7 @@ class Local:
             if free < 1.2 * needed:
                 raise OSError(28, f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
             save_file(dict(checkpoint.trainable), beside / "trainable.safetensors")
-            save_file(dict(checkpoint.optimizer), beside / "optimizer.safetensors")
+            save_file(dict(checkpoint.optimizer), beside / OPTIMIZER)
             (beside / "state.json").write_text(json.dumps(dict(checkpoint.state)), encoding="utf-8")
             files = {}
             for file in sorted(beside.iterdir()):
@@ -78,8 +79,8 @@ class Local:
             passed_over.append(f"{place} was passed over: {fault}.")
         return None, passed_over
 
-    def load(self, path: Path) -> CheckpointContent:
-        fault = fault_of(path)
+    def load(self, path: Path, optimizer: bool = True) -> CheckpointContent:
+        fault = fault_of(path, () if optimizer else (OPTIMIZER,))
         if fault is not None:
             raise Mistake(
                 f"{path} is not a whole checkpoint: {fault}. Give another, or resume=auto for the newest whole one."
@@ -87,7 +88,7 @@ class Local:
         return CheckpointContent(
             step=json.loads((path / "MANIFEST.json").read_text(encoding="utf-8"))["step"],
             trainable=load_file(path / "trainable.safetensors"),
-            optimizer=load_file(path / "optimizer.safetensors"),
+            optimizer=load_file(path / OPTIMIZER) if optimizer else {},
             state=json.loads((path / "state.json").read_text(encoding="utf-8")),
         )
 
@@ -116,8 +117,14 @@ def places(folder: Path) -> list[Path]:
     )
 
 
-def fault_of(path: Path) -> str | None:
-    """Why a checkpoint is not whole, or None: every file of the manifest is there with its size and hash."""
+def place_of(folder: Path, step: int) -> Path:
+    """Where a run has the checkpoint of a step."""
+    return folder / "checkpoints" / f"step-{step:08d}"
+
+
+def fault_of(path: Path, unread: Sequence[str] = ()) -> str | None:
+    """Why a checkpoint is not whole, or None: every file of the manifest is there with its size and hash. Files of the
+    names in `unread` may be gone or broken."""
     if not path.is_dir():
         return "there is no such folder"
     try:
@@ -125,13 +132,15 @@ def fault_of(path: Path) -> str | None:
         files = dict(manifest["files"])
         if manifest["format"] != FORMAT:
             return f"its format is {manifest['format']}, this version reads {FORMAT}"
-        if set(files) != {"trainable.safetensors", "optimizer.safetensors", "state.json"}:
+        if set(files) != {"trainable.safetensors", OPTIMIZER, "state.json"}:
             return "its manifest names other files"
     except FileNotFoundError:
         return "it has no MANIFEST.json"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its MANIFEST.json cannot be read ({error})"
     for name, expected in files.items():
+        if name in unread:
+            continue
         file = path / name
         if not file.is_file():
             return f"{name} is missing"

@@ -119,7 +119,7 @@ def no_such_seat(seat: str, objective: str | None, listed: Sequence[str]) -> str
 
 def expand_home(tree: dict[str, Any]) -> None:
     """`~` in every path that a config names, before anything reads it."""
-    for path in ("data.path", "data.val_path", "lora.init", "llm.path", "resume"):
+    for path in ("data.path", "data.val_path", "lora.init", "llm.path", "resume", "run", "input", "output"):
         parent, _, key = path.rpartition(".")
         node = at(tree, parent) if parent else tree
         if isinstance(node, dict) and isinstance(node.get(key), str):

@@ -27,7 +27,7 @@ from runner.overrides import Given, read_override
 from runner.protocols import Mistake
 from runner.quoting import quote
 from runner.resolving import resolve
-from runner.schema import Check, own_arguments, section
+from runner.schema import TOPS, Check, own_arguments, section
 from runner.spelling import did_you_mean
 from runner.targets import build, check_config_dir, check_hydra
 
@@ -146,7 +146,8 @@ class Composer:
             else:
                 given.append(one)
         chosen = {one.key for one in given if one.options or one.key == "experiment"}
-        if chosen & {"model", "data"} and "experiment" not in chosen:  # quick is about a model and data of its own
+        # quick is about a model and data of its own
+        if chosen & {"model", "data"} and "experiment" not in chosen and self.verb not in TOPS:
             given.append(read_override("experiment=null", self._repository))
         return given
 
@@ -184,7 +185,7 @@ class Composer:
         tree = resolve(task, report.values)
         expand_home(tree)
         foreign_verbs = [file.stem for file in CONF.glob("*.yaml") if file.stem not in ("train", self.verb)]
-        check = Check(self.plugin_folders, foreign_verbs)
+        check = Check(self.plugin_folders, foreign_verbs, self.verb)
         check.tree(tree)
         report.values += check.lines
         lacking = self._lacks_package(choices.get("experiment"))
@@ -206,6 +207,8 @@ class Composer:
             groups = self._groups()
             hint = did_you_mean(one.key, groups, otherwise=f"; there are {', '.join(groups)}.")
             return f"{one.key}: no such config group{hint}"
+        if self.verb in TOPS and not one.is_hydra and one.key not in ("precision", "data"):
+            return f"{one.text}: that is as the run was trained; runner {self.verb} takes it from the run's config."
         for option in one.options:
             if one.is_sweep and option == "null":
                 return f"{one.key}: null cannot be one of several options. Run it apart, by {one.key}=null."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,33 +16,66 @@ from runner.data.rows import check_modalities, placeholder_names, with_text
 from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
 from runner.offers import check_offers
-from runner.protocols import Encoder, Example, LabelObjective, Mistake, Objective, PooledFusion, Row, RowSource
-from runner.seats import ITEM_FIELDS, Learner, build_encoders, mixed_seat, seat
+from runner.protocols import Encoder, Example, LabelObjective, Mistake, Objective, PooledFusion, Row
+from runner.seats import Learner, build_encoders, read_splits, seat
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The parts, and the rows, whose labels say what the objective has to tell apart."""
+    """The parts that say what becomes of a row."""
 
     encoders: Mapping[str, Encoder]
     fusion: PooledFusion
-    rows: Mapping[str, Sequence[Row]]
+
+    @property
+    def modalities(self) -> list[str]:
+        return list(self.encoders)
+
+    @property
+    def takes(self) -> int | None:
+        return None
+
+    def render(self, rows: Sequence[Row]) -> list[Example]:
+        check_modalities(rows, self.modalities)
+        if "text" in self.modalities:
+            rows = [with_text(row, placeholder_names(self.modalities)) for row in rows]
+        for row in rows:
+            if not any(row.items.get(modality) for modality in self.modalities):
+                raise Mistake(
+                    f"{row.where} (id {row.id}) has none of {', '.join(self.modalities)}, so there is nothing to see. "
+                    "Give it an item or take it out."
+                )
+        return [example_of(row, self.modalities) for row in rows]
+
+    def fit(self, examples: Sequence[Example], given: settings.Data) -> tuple[list[Example], LengthReport]:
+        return list(examples), report_of(examples)
+
+    def prompts(self, examples: Sequence[Example]) -> list[Example]:
+        return list(examples)
+
+    def collate(self) -> Collate:
+        return Collate({name: encoder.preprocess for name, encoder in self.encoders.items()}, pad_id=0)
 
 
 def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
     """Raises `Mistake` for whatever config and rows have wrong."""
     frame = build_frame(composed)
-    objective = build_objective(composed, frame)
-    for row in (row for rows in frame.rows.values() for row in rows):
-        objective.check_row(row)
-    examples = {split: [example_of(row, list(frame.encoders)) for row in rows] for split, rows in frame.rows.items()}
-    collate = Collate({name: encoder.preprocess for name, encoder in frame.encoders.items()}, pad_id=0)
-    lengths = {split: LengthReport(len(rows), 0, 0, 0, 0, 0) for split, rows in frame.rows.items()}
-    return Learner(objective, examples, examples.get("val", [])[:predict_rows], lengths, collate)
+    examples = read_examples(composed, frame)
+    objective = build_objective(composed, frame, rows=[one.row for one in examples["train"]])
+    for one in (one for split in examples.values() for one in split):
+        objective.check_row(one.row)
+    lengths = {split: report_of(rows) for split, rows in examples.items()}
+    return Learner(objective, examples, examples.get("val", [])[:predict_rows], lengths, frame.collate())
+
+
+def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -> Objective:
+    """Without rows, by what the objective kept of them."""
+    return build_objective(composed, frame, rows=None, memory=memory)
 
 
 def skeleton(composed: Composed) -> Objective:
-    return build_objective(composed, build_frame(composed))
+    frame = build_frame(composed)
+    return build_objective(composed, frame, rows=[one.row for one in read_examples(composed, frame)["train"]])
 
 
 def build_frame(composed: Composed) -> Frame:
@@ -56,34 +89,30 @@ def build_frame(composed: Composed) -> Frame:
     if fusion is None:
         raise Mistake("fusion is missing: encoders need one that gives a vector a row. Set fusion=pooled_concat.")
     check_offers(fusion, "fusion", PooledFusion)
-    return Frame(encoders, fusion, read_rows(composed, list(encoders)))
+    return Frame(encoders, fusion)
 
 
-def read_rows(composed: Composed, modalities: Sequence[str]) -> Mapping[str, Sequence[Row]]:
-    source: RowSource = mixed_seat(composed, "data", settings.Data)
-    splits = dict(source.read(sorted({*ITEM_FIELDS, *modalities})))
-    for split, rows in splits.items():
-        check_modalities(rows, modalities)
-        if "text" in modalities:
-            rows = splits[split] = [with_text(row, placeholder_names(modalities)) for row in rows]
-        for row in rows:
-            if not any(row.items.get(modality) for modality in modalities):
-                raise Mistake(
-                    f"{row.where} (id {row.id}) has none of {', '.join(modalities)}, so there is nothing to see. "
-                    "Give it an item or take it out."
-                )
-    if not splits.get("train"):
+def read_examples(composed: Composed, frame: Frame) -> dict[str, list[Example]]:
+    """By split."""
+    examples = {split: frame.render(rows) for split, rows in read_splits(composed, frame.modalities).items()}
+    if not examples.get("train"):
         raise Mistake("data: there is no row to train on. Give another data.path.")
-    return splits
+    return examples
 
 
-def build_objective(composed: Composed, frame: Frame) -> LabelObjective:
+def build_objective(
+    composed: Composed, frame: Frame, rows: Sequence[Row] | None, memory: Mapping[str, Any] | None = None
+) -> LabelObjective:
     with seeded(composed.tree["seed"], "model"):
-        objective = seat(composed, "model", encoders=frame.encoders, fusion=frame.fusion, rows=frame.rows["train"])
+        objective = seat(composed, "model", encoders=frame.encoders, fusion=frame.fusion, rows=rows, memory=memory)
     check_offers(objective, "model", Objective)
     check_offers(objective, "model", LabelObjective)
     keep_frozen(objective)
     return cast(LabelObjective, objective)
+
+
+def report_of(examples: Sequence[Example]) -> LengthReport:
+    return LengthReport(len(examples), 0, 0, 0, 0, 0)
 
 
 def example_of(row: Row, modalities: Sequence[str]) -> Example:

@@ -133,6 +133,18 @@ class Prediction:
     answer: str
     truth: str | None
     items: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    probabilities: Mapping[str, float] | None = None
+    """Of each class, the most probable first, where the answer is one of some classes."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an objective that answers in text does so."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0: the likeliest token each time; else tokens are drawn."""
+    use_cache: bool = True
 
 
 class RowSource(Protocol):
@@ -200,7 +212,12 @@ class PooledFusion(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """A `torch.nn.Module`: what is learnt. The loop knows nothing else about the model."""
+    """A `torch.nn.Module`: what is learnt. The loop knows nothing else about the model.
+
+    It may also have `decoding: Decoding`, which `predict` goes by; `details(predictions)`, a mapping for summary.json;
+    and `memory()`, JSON of what it keeps of the training rows beside weights (its classes, say). Checkpoints have it,
+    and where the run is used without its rows the constructor gets it back as `memory`, which is None otherwise.
+    """
 
     metric_names: tuple[str, ...]
     """What `metrics` may give, so that a wrong checkpoint.monitor is told before training."""
@@ -223,7 +240,8 @@ class Objective(Protocol):
 
 @runtime_checkable
 class LabelObjective(Objective, Protocol):
-    """An objective without a language model. Its constructor may ask for `rows`, those that are trained on."""
+    """An objective without a language model. Its constructor may ask for `rows`, those that are trained on; where
+    a trained run is used they are None, and it has its `memory`."""
 
     def check_row(self, row: Row) -> None:
         """Raises `Mistake` for a row of any split that it could not learn from or be tested on."""
@@ -273,8 +291,8 @@ class Checkpointer(Protocol):
         """The newest whole checkpoint of a run folder, and a sentence for each newer one that was passed over."""
         ...
 
-    def load(self, path: Path) -> CheckpointContent:
-        """Raises `Mistake` when the checkpoint is not whole."""
+    def load(self, path: Path, optimizer: bool = True) -> CheckpointContent:
+        """`optimizer=False` leaves its state out, unread. Raises `Mistake` when the checkpoint is not whole."""
         ...
 
     def steps(self, folder: Path) -> list[int]:
@@ -320,7 +338,7 @@ class CheckpointContent:
     trainable: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     state: Mapping[str, Any]
-    """JSON: counters, best values, each process's part of the open line, scaler, fingerprints."""
+    """JSON: counters, best values, each process's part of the open line, scaler, fingerprints, memory."""
 
 
 class Mistake(Exception):

@@ -1,7 +1,8 @@
 """Free text and paths on the command line, quoted for Hydra so that they arrive as typed: `name="a b, c=d: (x)"`.
 
 As they are stay `null`, a value already wholly in quotes (`'prompt="..."'`; there `${...}` is an interpolation), and in
-a sweep `choice(...)`: `-m 'name=choice("a, b", c)'`. A comma in free text is never a sweep.
+a sweep `choice(...)`: `-m 'name=choice("a, b", c)'`. A comma in free text is never a sweep. Several items are a list,
+`image=[a.png,b.png]`; one whose name holds a comma stands in quotes there. `series=[[1,2,3]]` stays numbers.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import re
 
 FREE_TEXT = (
-    *("prompt", "run", "to", "image", "audio", "series", "name", "input", "output", "resume"),
+    *("prompt", "run", "to", "image", "audio", "text", "series", "name", "input", "output", "resume"),
     *("data.path", "data.val_path", "llm.path", "lora.init"),
 )
+ITEMS = ("image", "audio", "text", "series")
 HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 """Quoted too, but `${now:%H}` and the like stay interpolations there."""
 
@@ -29,7 +31,15 @@ def quote(override: str, sweeping: bool) -> str:
         return override
     if sweeping and value.startswith("choice(") and value.endswith(")"):
         return override
+    if key in ITEMS and value.startswith("[") and value.endswith("]"):
+        return override if value.startswith("[[") else f"{sign}{key}=[{','.join(items_in_quotes(value[1:-1]))}]"
     return f"{sign}{key}={in_quotes(value if key in HYDRA_PATHS else without_interpolation(value))}"
+
+
+def items_in_quotes(text: str) -> list[str]:
+    """Of a list's inside, each item as Hydra has to read it."""
+    items = [found[0].strip() for found in re.finditer(rf"{QUOTED.pattern}(?=,|\Z)|[^,]+", text, re.DOTALL)]
+    return [one if QUOTED.fullmatch(one) else in_quotes(without_interpolation(one)) for one in items if one]
 
 
 def in_quotes(text: str) -> str:

@@ -134,8 +134,12 @@ def find_start(composed: Composed, folder: Path, parts: Parts) -> Start:
 
 def check_same(content: CheckpointContent, parts: Parts, path: Path, force: bool) -> None:
     """Raises `Mistake` when rows or frozen weights are not those of the checkpoint, unless forced."""
-    names = {"data": "the training rows (or how they are rendered)", "files": "the frozen weights' files"}
-    changed = [names[key] for key, value in parts.fingerprints.items() if content.state[key] != value]
+    names = {
+        "data": "the training rows (or how they are rendered)",
+        "files": "the frozen weights' files",
+        "memory": "the rows' classes",
+    }
+    changed = [names[key] for key, value in parts.fingerprints.items() if content.state.get(key, {}) != value]
     if changed and not force:
         raise Mistake(
             f"{path}: {' and '.join(changed)} are not those that it was trained with, so the run cannot go on exactly. "

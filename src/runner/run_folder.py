@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -83,6 +83,15 @@ def write_whole(file: Path, text: str) -> None:
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     beside.write_text(text, encoding="utf-8")
     beside.rename(file)
+
+
+def write_lines(file: Path, lines: Iterable[str]) -> None:
+    """Line by line into FILE.part, which takes the file's place when all are written."""
+    beside = file.with_name(f"{file.name}.part")
+    with beside.open("w", encoding="utf-8", buffering=1) as stream:
+        for line in lines:
+            stream.write(line + "\n")
+    beside.replace(file)
 
 
 def record_failure(folder: Path, exit_code: int, error: str) -> None:

@@ -38,10 +38,15 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
+TOPS = {"evaluate": settings.UsedToEvaluate, "generate": settings.UsedToGenerate}
+"""Verb that uses a trained run: what stands at the top of its config."""
+NO_NODES = (settings.Run, settings.Used, *TOPS.values(), *MIXED.values())
 PLAIN = {
     snake_case(name): kind
     for name, kind in vars(settings).items()
-    if getattr(kind, "__module__", None) == settings.__name__ and kind not in (settings.Run, *MIXED.values())
+    if getattr(kind, "__module__", None) == settings.__name__
+    and dataclasses.is_dataclass(kind)
+    and kind not in NO_NODES
 }
 """Top node: its dataclass. `early_stopping` is `settings.EarlyStopping`."""
 
@@ -65,27 +70,32 @@ def fields_of(kind: type) -> dict[str, Any]:
 class Check:
     """One pass over a config. `unknown` holds the keys that are nowhere known, `lines` what else is wrong."""
 
-    def __init__(self, plugin_folders: Sequence[Path], foreign_verbs: Sequence[str] = ()) -> None:
+    def __init__(self, plugin_folders: Sequence[Path], foreign_verbs: Sequence[str] = (), verb: str = "train") -> None:
         self.plugin_folders = plugin_folders
-        self.plain = {name: kind for name, kind in PLAIN.items() if name not in foreign_verbs}
+        self.top: Any = TOPS.get(verb, settings.Run)
+        uses = verb in TOPS
+        self.plain = {
+            name: kind for name, kind in PLAIN.items() if (name == verb if uses else name not in foreign_verbs)
+        }
+        self.seats = () if uses else tuple(ROOMS)
         self.unknown: list[str] = []
         self.lines: list[str] = []
         self._known: dict[str, None] = {}
 
     def tree(self, tree: Mapping[str, Any]) -> None:
-        run = fields_of(settings.Run)
-        for name in (*self.plain, *ROOMS):
+        top = fields_of(self.top)
+        for name in (*self.plain, *self.seats):
             self._known[name] = None
-        self._settings("", {name: tree[name] for name in run if name in tree}, settings.Run)
+        self._settings("", {name: tree[name] for name in top if name in tree}, self.top)
         for name in (*self.plain, *NEEDED) if "train" in tree else ():
             if tree.get(name) is None:
                 self.lines.append(f"{name} is missing. Choose an option by {name}=OPTION.")
         for name, node in tree.items():
-            if name in run or node is UNKNOWN or (node is None and name in self.plain):
+            if name in top or node is UNKNOWN or (node is None and name in self.plain):
                 continue
             if name in self.plain:
                 self._plain_node(name, node)
-            elif name not in ROOMS:
+            elif name not in self.seats:
                 self.unknown += leaf_paths(name, node)
             elif node is None:
                 continue

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from runner import config
+from runner import config, settings
 from runner.config import Composed
 from runner.data.collate import Collate
 from runner.data.length import LengthReport
 from runner.models.initialization import seeded
 from runner.offers import check_offers
-from runner.protocols import Encoder, Example, Fault, Mistake, Objective, Stopped
+from runner.protocols import Encoder, Example, Fault, Mistake, Objective, Row, RowSource, Stopped
 
 ITEM_FIELDS = ("image", "audio", "series")
 """The modalities of the row schema, whose fields hold items also where the model has no encoder for them."""
@@ -29,6 +29,34 @@ class Learner:
     """The val rows that are predicted, without what is to be found out."""
     lengths: Mapping[str, LengthReport]
     collate: Collate
+
+
+class Frame(Protocol):
+    """What a kind of objective builds before its weights: enough to say what becomes of a row."""
+
+    @property
+    def modalities(self) -> list[str]:
+        """Those that have an encoder, in the config's order."""
+        ...
+
+    @property
+    def takes(self) -> int | None:
+        """Text tokens that the model takes, if it reads any and says how many."""
+        ...
+
+    def render(self, rows: Sequence[Row]) -> list[Example]:
+        """Raises `Mistake` for a row that the model could not read."""
+        ...
+
+    def fit(self, examples: Sequence[Example], given: settings.Data) -> tuple[list[Example], LengthReport]:
+        """What is left after data.over_length; each has something to learn."""
+        ...
+
+    def prompts(self, examples: Sequence[Example]) -> list[Example]:
+        """Without what is to be found out."""
+        ...
+
+    def collate(self) -> Collate: ...
 
 
 def seat(composed: Composed, name: str, **runtime: Any) -> Any:
@@ -68,3 +96,9 @@ def build_encoders(composed: Composed) -> dict[str, Encoder]:
         check_offers(encoder, name, Encoder)
         encoders[modality] = encoder
     return encoders
+
+
+def read_splits(composed: Composed, modalities: Sequence[str]) -> dict[str, Sequence[Row]]:
+    """The rows of the config's source, by split."""
+    source: RowSource = mixed_seat(composed, "data", settings.Data)
+    return dict(source.read(sorted({*ITEM_FIELDS, *modalities})))

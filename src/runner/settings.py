@@ -5,8 +5,9 @@ Defaults stand in conf/ alone, so no field has one here. Quick to import: nothin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -92,6 +93,52 @@ class Show:
     part: Literal["rows", "parameters"]
     split: str
     rows: Count
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    split: str
+
+
+Anew = Mapping[str, Any] | None
+"""Keys of a trained run's own config, set anew; held against its schema once they stand in it."""
+
+
+@dataclass(frozen=True)
+class Used:
+    """The top of the config of a verb that uses a trained run."""
+
+    run: str
+    at: Literal["best", "last"] | CountOrZero
+    precision: Anew
+    cluster: Anew
+    llm: Anew
+    lora: Anew
+    encoder: Anew
+
+
+@dataclass(frozen=True)
+class UsedToEvaluate(Used):
+    data: Anew
+    evaluation: Anew
+    model: Anew
+
+
+@dataclass(frozen=True)
+class UsedToGenerate(Used):
+    prompt: str | None
+    image: str | list[str] | None
+    audio: str | list[str] | None
+    text: str | list[str] | None
+    series: str | list[Any] | None
+    input: str | None
+    output: str | None
+    overwrite: bool
+    max_new_tokens: Count | None
+    batch_size: Count | None
+    temperature: Annotated[float, Ge(0)]
+    use_cache: bool
+    seed: Annotated[int, Ge(0), Le(2**31 - 1)]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ def show(composed: Composed) -> dict[str, Any]:
     if given.part == "parameters":
         return show_parameters(console, components_of(skeleton(composed)))
     if not composed.tree.get("llm"):
-        return show_labels(console, labelling.build_frame(composed).rows, given)
+        examples = labelling.read_examples(composed, labelling.build_frame(composed))
+        return show_labels(console, {split: [one.row for one in some] for split, some in examples.items()}, given)
     texts = answering.read_texts(composed, answering.build_frame(composed))
     shown = texts.examples[check_split(given.split, texts.examples)][: given.rows]
     console.print(f"{given.split}: {describe(texts.lengths[given.split])}", markup=False)

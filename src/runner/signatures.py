@@ -29,6 +29,7 @@ RUNTIME_ARGUMENTS = (
     "fusion",
     "widths",
     "rows",
+    "memory",
     "seed",
 )
 """Arguments that are filled when a run is built: a config neither gives nor misses them."""

@@ -24,6 +24,7 @@ PLAIN_WIDTH = 120
 WIDE = 110
 """Columns from which on the bar shows more than step, loss and time."""
 SECONDS_BETWEEN_LINES = 2.0
+SAMPLE_COLUMNS = ("id", "question", "answer", "truth", "")
 
 
 class Screen(Console):
@@ -114,11 +115,7 @@ class Terminal:
             self._last_line = now
 
     def samples(self, predictions: Sequence[Prediction]) -> None:
-        rows = [
-            (one.id, shortened(one.prompt), shortened(one.answer), shortened(one.truth or ""), mark(one))
-            for one in predictions
-        ]
-        self.table("Held-out questions", ("id", "question", "answer", "truth", ""), rows)
+        self.table("Held-out questions", SAMPLE_COLUMNS, sample_rows(predictions))
 
 
 class _ToTerminal(logging.Handler):
@@ -144,6 +141,18 @@ def print_table(
         table.add_row(*(escape(cell) for cell in row))
     console.print(table)
     console.print()
+
+
+def sample_rows(predictions: Sequence[Prediction]) -> list[tuple[str, ...]]:
+    return [
+        (one.id, shortened(one.prompt), shortened(one.answer), shortened(one.truth or ""), mark(one))
+        for one in predictions
+    ]
+
+
+def listed(metrics: Mapping[str, float]) -> str:
+    """`val/loss 0.0192  val/exact_match 0.9750`"""
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def line_of(metrics: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ from runner.resume import continue_from, find_start, flat_config
 from runner.run_folder import open_run
 from runner.session import Anchored, Gate, Progress, Session, save
 from runner.signals import stop_on_signal
-from runner.terminal import Terminal
+from runner.terminal import Terminal, listed
 
 
 def train(composed: Composed, folder: Path) -> dict[str, Any]:
@@ -284,7 +284,7 @@ def hold_out(session: Session) -> None:
     log(session, {"step": progress.step, "split": "val"} | metrics)
     named = {f"val/{name}": value for name, value in metrics.items()}
     progress.note_evaluation(named, given.checkpoint, given.early_stopping.min_delta)
-    session.terminal.say(f"step {progress.step}  " + "  ".join(f"{name} {value:.4f}" for name, value in named.items()))
+    session.terminal.say(f"step {progress.step}  {listed(named)}")
 
 
 def close(session: Session) -> dict[str, Any]:

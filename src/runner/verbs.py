@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-VERBS = {"train": "runner.processes:train", "show": "runner.show:show"}
+VERBS = {
+    "train": "runner.processes:train",
+    "show": "runner.show:show",
+    "evaluate": "runner.evaluate_run:evaluate_run",
+    "generate": "runner.generate:generate",
+}
 """Verb: its function. One with a run folder is called with (Composed, Path), the others with (Composed)."""
 WITH_RUN_FOLDER = ("train",)
 DEFAULT_VERB = "train"

@@ -70,14 +70,17 @@ def fit(
     )
 
 
-def check_answers_fit(prompts: Sequence[Example], answer: int | None, takes: int | None) -> None:
+def check_answers_fit(
+    prompts: Sequence[Example], answer: int | None, takes: int | None, in_training: bool = True
+) -> None:
     """Raises `Mistake` when a prompt's text and an answer to it are more tokens than the language model takes."""
+    setting = "model.max_new_tokens" if in_training else "max_new_tokens"
     longest = max(prompts, key=lambda one: len(one.input_ids), default=None)
     if longest is not None and answer and takes and len(longest.input_ids) + answer > takes:
         raise Mistake(
             f"{longest.row.where} (id {longest.id}) asks in {len(longest.input_ids)} text tokens, and with "
-            f"model.max_new_tokens={answer} that is more than the {takes} that the language model takes. Lower it, or "
-            "set evaluation.predict_rows=0."
+            f"{setting}={answer} that is more than the {takes} that the language model takes. Lower it"
+            f"{', or set evaluation.predict_rows=0' if in_training else ''}."
         )
 
 

@@ -31,25 +31,25 @@ class Classify(nn.Module):
         self,
         encoders: Mapping[str, Encoder],
         fusion: PooledFusion,
-        rows: Sequence[Row],
+        rows: Sequence[Row] | None,
+        memory: Mapping[str, Any] | None,
         class_weights: Literal["none", "balanced"],
         label_smoothing: Annotated[float, Ge(0), Lt(1)],
         loss: Any,
     ) -> None:
         super().__init__()
-        counts = Counter(label_of(row) for row in rows)
-        if len({type(label) for label in counts}) > 1:
-            raise Mistake("The rows' labels are numbers and texts side by side. Write all of them as one or the other.")
-        self.classes: list[str | int] = sorted(counts)
-        if len(self.classes) < 2:
-            raise Mistake(f"Every row to train on has the label {self.classes[0]!r}: there is nothing to tell apart.")
+        known = memory if memory is not None else classes_of(rows or (), class_weights)
+        self.classes: list[str | int] = list(known["classes"])
+        self.weights: list[float] = list(known["weights"])
         self.index = {label: k for k, label in enumerate(self.classes)}
-        share = len(rows) / len(self.classes)
-        self.weights = [share / counts[label] if class_weights == "balanced" else 1.0 for label in self.classes]
         self.encoder = nn.ModuleDict(cast(Mapping[str, nn.Module], encoders))
         self.fusion = fusion
         self.head = nn.Linear(fusion.width, len(self.classes))
         self.loss = loss if loss is not None else nn.CrossEntropyLoss(label_smoothing=label_smoothing, reduction="none")
+
+    def memory(self) -> dict[str, Any]:
+        """The classes in the order of their scores, and how much a row of each counts."""
+        return {"classes": self.classes, "weights": self.weights}
 
     def check_row(self, row: Row) -> None:
         """Raises `Mistake` for a row whose class was not among those that are trained on."""
@@ -77,18 +77,21 @@ class Classify(nn.Module):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
-        best = self._scores(batch).argmax(dim=1).tolist()
+        shares = self._scores(batch).float().softmax(dim=1)
         return [
             Prediction(
                 id=row.id,
                 prompt=", ".join(
                     f"{name} {len(items)}" if len(items) > 1 else name for name, items in row.items.items()
                 ),
-                answer=str(self.classes[k]),
-                truth=str(row.label),
+                answer=str(self.classes[order[0]]),
+                truth=str(row.label) if row.label is not None else None,
                 items=row.items,
+                probabilities={str(self.classes[k]): share[k] for k in order},
             )
-            for row, k in zip(batch.rows, best, strict=True)
+            for row, share, order in zip(
+                batch.rows, shares.tolist(), shares.argsort(dim=1, descending=True, stable=True).tolist(), strict=True
+            )
         ]
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -118,6 +121,18 @@ class Classify(nn.Module):
             weight * self.weights[self.index[label_of(row)]]
             for weight, row in zip(batch.weights, batch.rows, strict=True)
         ]
+
+
+def classes_of(rows: Sequence[Row], class_weights: str) -> dict[str, Any]:
+    counts = Counter(label_of(row) for row in rows)
+    if len({type(label) for label in counts}) > 1:
+        raise Mistake("The rows' labels are numbers and texts side by side. Write all of them as one or the other.")
+    classes = sorted(counts)
+    if len(classes) < 2:
+        raise Mistake(f"Every row to train on has the label {classes[0]!r}: there is nothing to tell apart.")
+    share = len(rows) / len(classes)
+    weights = [share / counts[label] if class_weights == "balanced" else 1.0 for label in classes]
+    return {"classes": classes, "weights": weights}
 
 
 def label_of(row: Row) -> str | int:

@@ -14,7 +14,19 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from runner.models.llm import LanguageModel
-from runner.protocols import IGNORED, Batch, Encoder, Fused, InputFusion, Prediction, Projector, Step, Term, Tokens
+from runner.protocols import (
+    IGNORED,
+    Batch,
+    Decoding,
+    Encoder,
+    Fused,
+    InputFusion,
+    Prediction,
+    Projector,
+    Step,
+    Term,
+    Tokens,
+)
 
 
 class Instruct(nn.Module):
@@ -36,7 +48,7 @@ class Instruct(nn.Module):
         self.fusion = fusion
         self.llm = llm
         self.chat = chat
-        self.max_new_tokens = max_new_tokens
+        self.decoding = Decoding(max_new_tokens)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """The labelled tokens."""
@@ -61,7 +73,7 @@ class Instruct(nn.Module):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
-        """Greedy answers to a batch of prompts."""
+        """Answers to a batch of prompts, by `decoding`."""
         if self.fusion is None:
             inputs = {
                 name: self._move(tensor)
@@ -70,9 +82,8 @@ class Instruct(nn.Module):
         else:
             fused = self._fuse(batch, "left")
             inputs = {"inputs_embeds": fused.embeddings, "attention_mask": fused.attention_mask}
-        answers = self.llm.generate(
-            self.max_new_tokens, self.chat.end_of_turn_ids, self.chat.tokenizer.pad_token_id, **inputs
-        )
+        ends, pad_id = self.chat.end_of_turn_ids, self.chat.tokenizer.pad_token_id
+        answers = self.llm.generate(self.decoding, ends, pad_id, **inputs)
         return [
             Prediction(
                 id=row.id,

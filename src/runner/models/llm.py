@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from runner import pretrained
 from runner.models.byte_tokenizer import byte_tokenizer
-from runner.protocols import IGNORED, Fault, Mistake
+from runner.models.decoding import with_cache, without_cache
+from runner.protocols import IGNORED, Decoding, Fault, Mistake
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -221,32 +222,26 @@ class LanguageModel(nn.Module):
         targets = labels[:, 1:]
         flat = torch.nn.functional.pad(targets, (0, 1), value=IGNORED).reshape(-1)
         positions = (flat != IGNORED).nonzero().squeeze(1)  # [K]: the positions before the labelled tokens
-        device = self.embedding.weight.device
-        self._labelled = positions.to(device, non_blocking=True)
+        logits = self.logits_at(positions, **inputs)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return nn.functional.cross_entropy(wide, flat[positions].to(wide.device, non_blocking=True), reduction="sum")
+
+    def logits_at(self, positions: Tensor, **inputs: Any) -> Tensor:
+        """[K, V] at `positions`, int64 [K] on the CPU, of the batch laid out flat [B * M]. The head sees no others."""
+        self._labelled = positions.to(self.embedding.weight.device, non_blocking=True)
         try:
             logits: Tensor = self.model(**inputs, use_cache=False).logits  # [1, K, V]
         finally:
             self._labelled = None
-        wide = logits.reshape(-1, logits.shape[-1]).to(torch.promote_types(logits.dtype, torch.float32))
-        return nn.functional.cross_entropy(wide, flat[positions].to(device, non_blocking=True), reduction="sum")
+        return logits.reshape(-1, logits.shape[-1])
 
     @torch.no_grad()
-    def generate(self, max_new_tokens: int, end_ids: Sequence[int], pad_id: int, **inputs: Any) -> list[list[int]]:
-        """Greedy answers, batched, with the cache. Prompts are padded on the left. Ids up to the end of the turn."""
-        from transformers import GenerationConfig
-
-        config = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=list(end_ids),
-            pad_token_id=pad_id,
-            use_cache=True,
-        )
-        given = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-        output = cast(Any, self.model).generate(**inputs, generation_config=config)[:, given:].tolist()
+    def generate(self, decoding: Decoding, end_ids: Sequence[int], pad_id: int, **inputs: Tensor) -> list[list[int]]:
+        """Answers, batched. Prompts are padded on the left. Ids up to the end of the turn."""
+        decode = with_cache if decoding.use_cache else without_cache
         ends = set(end_ids)
         answers = []
-        for ids in output:
+        for ids in decode(self, decoding, end_ids, pad_id, inputs).tolist():
             stop = next((k for k, token in enumerate(ids) if token in ends), len(ids))
             answers.append(ids[:stop])
         return answers

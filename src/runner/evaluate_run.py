@@ -1,0 +1,107 @@
+"""`runner evaluate`: metrics of a trained run on a split or another file, as the run would have printed them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from runner import config
+from runner.announce import computing, describe
+from runner.config import Composed
+from runner.data.length import check_answers_fit
+from runner.evaluate import evaluate
+from runner.peers import Peers
+from runner.protocols import Mistake, Prediction, Row
+from runner.run_folder import write_json, write_lines
+from runner.seats import read_splits
+from runner.settings import Evaluate
+from runner.signals import StopRequest
+from runner.spelling import did_you_mean
+from runner.terminal import SAMPLE_COLUMNS, listed, print_table, sample_rows
+from runner.trained import Trained, open_trained
+
+
+def evaluate_run(composed: Composed) -> dict[str, Any]:
+    """Raises `Mistake` for a run, a checkpoint or rows that are not there or do not belong to the model."""
+    asked = composed.tree
+    console = Console(soft_wrap=True, highlight=False)
+    run = open_trained(asked, composed.plugin_folders)
+    name, rows = chosen_rows(run, config.section(asked["evaluate"], Evaluate).split, (asked["data"] or {}).get("path"))
+    examples, lengths = run.frame.fit(run.frame.render(rows), run.settings.data)
+    prompts = run.frame.prompts(examples[: run.settings.evaluation.predict_rows])
+    check_answers_fit(prompts, run.composed.tree["model"].get("max_new_tokens"), run.frame.takes)
+    folder = run.folder / "evaluations"
+    folder.mkdir(exist_ok=True)  # before the work, so that a folder that cannot be written is told now
+
+    objective = run.load()
+    check_row = getattr(objective, "check_row", None)
+    if check_row is not None:
+        for one in examples:
+            check_row(one.row)
+    content = run.chosen.content
+    for line in (
+        f"Run: {run.folder}, step {content.step} ({run.chosen.why}).",
+        f"Data, {name}: {describe(lengths)}",
+        computing(run.precision),
+        "",
+    ):
+        console.print(line, markup=False)
+    peers = Peers(run.accelerator, StopRequest())
+    metrics, predictions = evaluate(
+        objective, examples, prompts, run.frame.collate(), run.batch_size, run.accelerator, peers
+    )
+    named = {f"{name}/{metric}": value for metric, value in metrics.items()}
+    console.print(f"step {content.step}  {listed(named)}", markup=False)
+    samples = predictions[: run.settings.evaluation.samples]
+    if samples:
+        print_table(console, "Held-out questions", SAMPLE_COLUMNS, sample_rows(samples))
+    summary = {
+        "metrics": named,
+        "at": asked["at"],
+        "step": content.step,
+        "rows": len(examples),
+        "predicted": len(predictions),
+        "data": {"split": name, **({"path": asked["data"]["path"]} if (asked["data"] or {}).get("path") else {})},
+        "precision": run.precision.as_dict(),
+        **getattr(objective, "details", lambda _: {})(predictions),
+    }
+    write_json(folder / f"{name}.json", summary)
+    write_lines(folder / f"{name}.jsonl", map(line_of, predictions))
+    console.print(f"Metrics: {folder / f'{name}.json'}", markup=False)
+    console.print(
+        f"Predictions: {folder / f'{name}.jsonl'} ({len(predictions):,} of {len(examples):,} rows)", markup=False
+    )
+    return summary
+
+
+def chosen_rows(run: Trained, split: str, path: str | None) -> tuple[str, Sequence[Row]]:
+    """A split by its name, or the rows of a file that was named, by the file's."""
+    splits = read_splits(run.composed, run.frame.modalities)
+    if path is not None and len(splits) == 1:
+        (rows,) = splits.values()
+        return Path(path).stem, rows
+    if not splits.get(split):
+        hint = did_you_mean(split, splits, otherwise=".")
+        raise Mistake(f"evaluate.split={split}: the data has {', '.join(splits)}{hint}")
+    return split, splits[split]
+
+
+def line_of(prediction: Prediction) -> str:
+    line: dict[str, Any] = {
+        "id": prediction.id,
+        "prompt": prediction.prompt,
+        "answer": prediction.answer,
+        "truth": prediction.truth,
+    }
+    if prediction.probabilities is not None:
+        line["probabilities"] = likeliest(prediction.probabilities)
+    return json.dumps(line, ensure_ascii=False)
+
+
+def likeliest(probabilities: Mapping[str, float], count: int = 5) -> dict[str, float]:
+    """Of the classes, which come in this order."""
+    return dict(list(probabilities.items())[:count])

@@ -1,0 +1,64 @@
+"""Which checkpoint of a run is meant by best, last or a step, and its weights put back into the run's model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from runner.checkpoint import own_tensors, place_of, restore
+from runner.protocols import CheckpointContent, Checkpointer, Mistake, Objective
+from runner.run_folder import read_json
+
+
+@dataclass(frozen=True)
+class Chosen:
+    path: Path
+    content: CheckpointContent
+    """Without the optimizer's state."""
+    why: str
+    """`the best, val/exact_match 0.9750`"""
+
+
+def choose(folder: Path, at: str | int, checkpointer: Checkpointer) -> Chosen:
+    """Raises `Mistake` when the run has no such checkpoint, or that is not whole."""
+    steps = sorted(checkpointer.steps(folder))
+    if not steps:
+        raise Mistake(f"run={folder} has no checkpoint, so there are no trained weights. Give a run that has one.")
+    step, why = (at, "as asked for") if isinstance(at, int) else last_or_best(folder, at, steps)
+    if step not in steps:
+        listed = ", ".join(map(str, steps))
+        raise Mistake(f"at={at}: run={folder} keeps no checkpoint of step {step}. Set at=STEP; it has {listed}.")
+    path = place_of(folder, step)
+    return Chosen(path, checkpointer.load(path, optimizer=False), why)
+
+
+def last_or_best(folder: Path, at: str, steps: list[int]) -> tuple[int, str]:
+    """The step, and why it is that."""
+    if at == "last":
+        return steps[-1], "the last"
+    states = (read_json(place_of(folder, step) / "state.json").get("progress") for step in reversed(steps))
+    progress: Mapping[str, Any] = next(filter(None, states), {})
+    best = progress.get("best")
+    if not best:
+        return steps[-1], "the last, as no evaluation says which is best"
+    monitor = str(progress["monitored"]).partition(" ")[0]
+    return int(best["step"]), f"the best, {monitor} {best[monitor]:.4f}"
+
+
+def put_back(chosen: Chosen, objective: Objective, files: Mapping[str, Mapping[str, str]]) -> None:
+    """Give the objective the checkpoint's weights. `files`: hashes of its base weights' files, by part.
+
+    Raises `Mistake` when these are not the files that the run was trained on, or the weights are another model's.
+    """
+    saved = chosen.content.state["files"]
+    changed = [name for name in {**saved, **files} if saved.get(name) != files.get(name)]
+    if changed:
+        raise Mistake(
+            f"{chosen.path}: the weight files of {', '.join(changed)} are not those that the run was trained on. Put "
+            "them back, or name the folder where they lie now (llm.path=FOLDER)."
+        )
+    restore(own_tensors(cast(nn.Module, objective)), chosen.content.trainable, chosen.path)
