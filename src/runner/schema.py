@@ -41,10 +41,11 @@ def snake_case(name: str) -> str:
 TOPS = {"evaluate": settings.UsedToEvaluate, "generate": settings.UsedToGenerate}
 """Verb that uses a trained run: what stands at the top of its config."""
 NO_NODES = (settings.Run, settings.Used, *TOPS.values(), *MIXED.values())
-PLAIN = {
+PLAIN: dict[str, type] = {
     snake_case(name): kind
     for name, kind in vars(settings).items()
-    if getattr(kind, "__module__", None) == settings.__name__
+    if isinstance(kind, type)
+    and kind.__module__ == settings.__name__
     and dataclasses.is_dataclass(kind)
     and kind not in NO_NODES
 }
@@ -74,7 +75,7 @@ class Check:
         self.plugin_folders = plugin_folders
         self.top: Any = TOPS.get(verb, settings.Run)
         uses = verb in TOPS
-        self.plain = {
+        self.plain: dict[str, type] = {
             name: kind for name, kind in PLAIN.items() if (name == verb if uses else name not in foreign_verbs)
         }
         self.seats = () if uses else tuple(ROOMS)
