@@ -121,7 +121,8 @@ def row(label: Any, number: int = 1) -> Row:
 def objective(labels: Sequence[Any], **changes: Any) -> Classify:
     fusion = pooled.Concat({"image": 4}, dropout=0.0)
     rows = [row(label, number) for number, label in enumerate(labels, start=1)]
-    return Classify({}, fusion, rows, **{"class_weights": "none", "label_smoothing": 0.0, "loss": None} | changes)
+    given = {"class_weights": "none", "label_smoothing": 0.0, "loss": None, "memory": None} | changes
+    return Classify({}, fusion, rows, **given)
 
 
 def test_metrics_are_those_of_scikit_learn() -> None:

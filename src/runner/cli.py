@@ -69,7 +69,7 @@ def help_text() -> str:
     verbs = []
     for verb in VERBS:
         with (conf / f"{verb}.yaml").open(encoding="utf-8") as file:
-            verbs.append(f"  {verb:<8}{file.readline().partition(':')[2].strip()}")
+            verbs.append(f"  {verb:<10}{file.readline().partition(':')[2].strip()}")
     listed = "\n".join(verbs)
     return f"""runner VERB [key=value ...] [Hydra flags]
 
