@@ -103,6 +103,15 @@ def test_a_path_with_hydra_signs_is_composed(tmp_path: Path) -> None:
     assert composed.tree["name"] == "it's ${5}, ok"
 
 
+def test_home_is_expanded_in_a_config_that_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the processes of a run and the verbs that use one do."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.jsonl").touch()
+    first = compose("data=jsonl", "data.path=~/rows.jsonl", "train.epochs=1")
+    again = config.composed_again(first.saved, first.choices, ())
+    assert again.tree == first.tree and again.tree["data"]["path"] == str(tmp_path / "rows.jsonl")
+
+
 def test_the_default_experiment_is_left_out_for_a_model_or_data_of_ones_own() -> None:
     """It says how long and how fast its own model learns its own data."""
     assert compose().choices["experiment"] == "quick" and compose("precision=bf16").tree["train"]["max_steps"] == 450

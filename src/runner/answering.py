@@ -110,19 +110,17 @@ class Texts:
 
     examples: Mapping[str, list[Example]]
     lengths: Mapping[str, LengthReport]
-    chat: ChatFormat
 
 
 def read_texts(composed: Composed, frame: Frame) -> Texts:
     """Read every split, render it with the model's chat template, and hold the lengths against data.max_length."""
     given = config.section(composed.tree["data"], settings.Data)
-    chat = frame.chat
     examples, lengths = {}, {}
     for split, rows in read_splits(composed, frame.modalities).items():
         examples[split], lengths[split] = frame.fit(frame.render(rows), given)
     if not examples.get("train"):
         raise Mistake("data: there is no row to train on. See what was dropped, or give another data.path.")
-    return Texts(examples, lengths, chat)
+    return Texts(examples, lengths)
 
 
 def build_llm(composed: Composed, source: LanguageModelSource) -> LanguageModel:

@@ -117,15 +117,6 @@ def no_such_seat(seat: str, objective: str | None, listed: Sequence[str]) -> str
     return f"{seat}: model={objective} has no such seat; it has {', '.join(listed)}. Take it away or change the model."
 
 
-def expand_home(tree: dict[str, Any]) -> None:
-    """`~` in every path that a config names, before anything reads it."""
-    for path in ("data.path", "data.val_path", "lora.init", "llm.path", "resume", "run", "input", "output"):
-        parent, _, key = path.rpartition(".")
-        node = at(tree, parent) if parent else tree
-        if isinstance(node, dict) and isinstance(node.get(key), str):
-            node[key] = os.path.expanduser(node[key])
-
-
 def files_exist(tree: Tree) -> Iterator[str]:
     for path in ("data.path", "data.val_path", "lora.init"):
         value = at(tree, path)

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from runner.combinations import OBJECTIVE_SEATS, check_combinations, expand_home, no_such_seat
+from runner.combinations import OBJECTIVE_SEATS, check_combinations, no_such_seat
 from runner.complaints import is_readable, reason, yaml_mistake
 from runner.overrides import Given, read_override
 from runner.protocols import Mistake
@@ -183,7 +183,6 @@ class Composer:
         choices = {key: option for key, option in hydra.runtime.choices.items() if not key.startswith("hydra/")}
         report.composition += check_hydra(OmegaConf.to_container(hydra, resolve=False))
         tree = resolve(task, report.values)
-        expand_home(tree)
         foreign_verbs = [file.stem for file in CONF.glob("*.yaml") if file.stem not in ("train", self.verb)]
         check = Check(self.plugin_folders, foreign_verbs, self.verb)
         check.tree(tree)

@@ -17,7 +17,7 @@ from typing import Any
 from runner import settings
 from runner.config import Composed, build, composed_again, own_arguments, section
 from runner.protocols import Ending, Engine, Fault, Mistake, Stopped
-from runner.run_folder import LAUNCH_LOCK, LOCK, failure_of, is_held, locked, read_json, read_status, write_json
+from runner.run_folder import LAUNCH_LOCK, LOCK, failure_of, locked, read_json, read_status, write_json
 from runner.signals import CAUGHT
 
 HANDED_OVER = ".launch.json"
@@ -60,8 +60,8 @@ def leave_others_alone() -> None:
 
 def hand_over(composed: Composed, folder: Path) -> None:
     """Raises `Mistake` where the folder is another run's."""
-    if is_held(folder / LOCK):
-        raise Mistake(f"{folder} is in use by {(folder / LOCK).read_text()}. Give another folder.")
+    with locked(folder, LOCK):  # which the first process will hold: nobody else does
+        pass
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     (folder / FIRST_FAILURE).unlink(missing_ok=True)
     folders = [str(one) for one in composed.plugin_folders]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runner.combinations import at
 from runner.schema import UNKNOWN
 
 SECRET_WORDS = ("key", "token", "secret", "password")
@@ -21,7 +23,18 @@ FROM_ENVIRONMENT = re.compile(r"\$\{\s*(oc\.env:\s*\w+\s*(,\s*(null|''|\"\")\s*)
 def resolve(config: DictConfig, lines: list[str]) -> dict[str, Any]:
     """What is wrong goes into `lines`; such a value stands as UNKNOWN."""
     raw = OmegaConf.to_container(config, resolve=False)
-    return {str(key): _value(config, raw, key, str(key), lines) for key in config}
+    tree = {str(key): _value(config, raw, key, str(key), lines) for key in config}
+    expand_home(tree)  # here, so that a config that another process or a later verb reads back has it too
+    return tree
+
+
+def expand_home(tree: dict[str, Any]) -> None:
+    """`~` in every path that a config names, before anything reads it."""
+    for path in ("data.path", "data.val_path", "lora.init", "llm.path", "resume", "run", "input", "output"):
+        parent, _, key = path.rpartition(".")
+        node = at(tree, parent) if parent else tree
+        if isinstance(node, dict) and isinstance(node.get(key), str):
+            node[key] = os.path.expanduser(node[key])
 
 
 def _value(config: Any, raw_parent: Any, key: Any, path: str, lines: list[str]) -> Any:

@@ -28,11 +28,12 @@ def show(composed: Composed) -> dict[str, Any]:
     if not composed.tree.get("llm"):
         examples = labelling.read_examples(composed, labelling.build_frame(composed))
         return show_labels(console, {split: [one.row for one in some] for split, some in examples.items()}, given)
-    texts = answering.read_texts(composed, answering.build_frame(composed))
+    frame = answering.build_frame(composed)
+    texts = answering.read_texts(composed, frame)
     shown = texts.examples[check_split(given.split, texts.examples)][: given.rows]
     console.print(f"{given.split}: {describe(texts.lengths[given.split])}", markup=False)
     for example in shown:
-        show_row(console, example, texts.chat)
+        show_row(console, example, frame.chat)
     return {"split": given.split, "rows": [example.id for example in shown]}
 
 
