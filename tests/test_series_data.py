@@ -19,11 +19,12 @@ from runner.data.csv_series import CsvSeries
 from runner.data.decode import decode
 from runner.data.jsonl import Jsonl
 from runner.data.series_files import read_series
-from runner.protocols import TARGET, TARGET_MEAN, TARGET_SCALE, Message, Mistake, Row
+from runner.protocols import Horizon, Message, Mistake, Row
 
 SOURCE: dict[str, Any] = {
     "time": "date", "channels": None, "targets": None, "lookback": 4, "horizon": 2, "stride": 1,
-    "borders": [0.6, 0.8, 1.0], "reach_back": True, "scaling": "z_score", "missing": "error", "prompt": None,
+    "borders": [0.6, 0.8, 1.0], "reach_back": True, "scaling": "z_score", "apart": False, "missing": "error",
+    "prompt": None,
 }  # fmt: skip
 
 
@@ -40,6 +41,11 @@ def write(file: Path, values: np.ndarray, names: str = "abcdefgh", time: bool = 
         lines.append(",".join([*([str(start + timedelta(hours=k))] if time else []), *cells]))
     file.write_text("\n".join(lines) + "\n")
     return file
+
+
+def due_of(row: Row) -> Horizon:
+    assert row.horizon is not None
+    return row.horizon
 
 
 def read(file: Path, **changed: Any) -> dict[str, list[Row]]:
@@ -95,11 +101,11 @@ def test_windows_are_those_of_a_plain_loop(
         assert len({row.id for row in rows}) == len(rows)
         for row, (start, before, after) in zip(rows, expected, strict=True):
             (series,) = row.items["series"]
-            assert series.dtype == row.extra[TARGET].dtype == np.float32
+            assert series.dtype == due_of(row).values.dtype == np.float32
             np.testing.assert_allclose(series, before, atol=1e-5)
-            np.testing.assert_allclose(row.extra[TARGET], after[:1] if target else after, atol=1e-5)
+            np.testing.assert_allclose(due_of(row).values, after[:1] if target else after, atol=1e-5)
             assert row.where == f"{file.name}:{start + 2}-{start + lookback + 1}"
-            own = row.extra[TARGET] * row.extra[TARGET_SCALE][:, None] + row.extra[TARGET_MEAN][:, None]
+            own = due_of(row).values * due_of(row).targets.scale[:, None] + due_of(row).targets.mean[:, None]
             np.testing.assert_allclose(own, values[start + lookback : start + length].T[: len(own)], rtol=1e-4)
 
 
@@ -111,8 +117,8 @@ def test_scaling_knows_the_train_rows_alone(tmp_path: Path) -> None:
     second = read(write(tmp_path / "two.csv", other), borders=[24, 32, 40])
     for one, two in zip(first["train"], second["train"], strict=True):
         np.testing.assert_array_equal(one.items["series"][0], two.items["series"][0])
-        np.testing.assert_array_equal(one.extra[TARGET], two.extra[TARGET])
-        np.testing.assert_array_equal(one.extra[TARGET_SCALE], two.extra[TARGET_SCALE])
+        np.testing.assert_array_equal(due_of(one).values, due_of(two).values)
+        np.testing.assert_array_equal(due_of(one).targets.scale, due_of(two).targets.scale)
     plain = read(tmp_path / "one.csv", scaling="none", borders=[24])
     np.testing.assert_allclose(plain["train"][0].items["series"][0], values[:4].T, rtol=1e-6)
 
@@ -159,11 +165,11 @@ def test_missing_values_are_refused_or_kept(tmp_path: Path, caplog: pytest.LogCa
         read(file, borders=[40])
     rows = read(file, borders=[40], missing="keep")["train"]
     assert len(rows) == 35 and np.isnan(rows[2].items["series"][0]).tolist() == [[False] * 4, [False] * 3 + [True]]
-    assert np.isnan(rows[0].extra[TARGET]).tolist() == [[False] * 2, [False, True]]
-    assert abs(np.nanmean(values[:, 0]) - rows[0].extra[TARGET_MEAN][0]) < 1e-9
+    assert np.isnan(due_of(rows[0]).values).tolist() == [[False] * 2, [False, True]]
+    assert abs(np.nanmean(values[:, 0]) - due_of(rows[0]).targets.mean[0]) < 1e-9
     values[10:20] = np.nan
     rows = read(write(file, values), borders=[40], missing="keep")["train"]
-    assert all(np.isfinite(row.items["series"][0]).any() and np.isfinite(row.extra[TARGET]).any() for row in rows)
+    assert all(np.isfinite(row.items["series"][0]).any() and np.isfinite(due_of(row).values).any() for row in rows)
     assert f"{35 - len(rows)} of 35 windows of the train split are left out" in caplog.text
     values[:, 1] = np.nan
     with pytest.raises(Mistake, match="`b` has no number in the train rows"):
@@ -175,8 +181,8 @@ def test_a_constant_channel_is_told(tmp_path: Path, caplog: pytest.LogCaptureFix
     values[:30, 1] = 7.3
     rows = read(write(tmp_path / "one.csv", values), borders=[30, 40])
     assert "constant in the train rows" in caplog.text and "`b`" in caplog.text and "`a`" not in caplog.text
-    assert rows["train"][0].extra[TARGET_SCALE][1] == 1 and not rows["train"][0].items["series"][0][1].any()
-    np.testing.assert_allclose(rows["val"][-1].extra[TARGET][1], values[-2:, 1] - 7.3, rtol=1e-5)
+    assert due_of(rows["train"][0]).targets.scale[1] == 1 and not rows["train"][0].items["series"][0][1].any()
+    np.testing.assert_allclose(due_of(rows["val"][-1]).values[1], values[-2:, 1] - 7.3, rtol=1e-5)
 
 
 FILES = {
@@ -209,7 +215,7 @@ def test_columns_are_chosen_and_a_prompt_given(tmp_path: Path) -> None:
     file = write(tmp_path / "one.csv", values)
     row = read(file, channels=["c", "a"], targets=["b"], scaling="none", prompt="Go on.", borders=[40])["train"][0]
     np.testing.assert_allclose(row.items["series"][0], values[:4, [2, 0]].T, rtol=1e-6)
-    np.testing.assert_allclose(row.extra[TARGET], values[4:6, [1]].T, rtol=1e-6)
+    np.testing.assert_allclose(due_of(row).values, values[4:6, [1]].T, rtol=1e-6)
     assert row.messages == (Message("user", "Go on."),)
     for changed, said in (
         ({"channels": ["A"]}, "data.channels names `A`"),
@@ -227,7 +233,7 @@ def test_windows_take_no_memory_of_their_own(tmp_path: Path) -> None:
     file = write(tmp_path / "one.csv", numbers(600, 1))
     source = CsvSeries(str(file), **(SOURCE | {"lookback": 400, "horizon": 100, "borders": [600]}))
     rows = source.read([])["train"]
-    bases = {id(array.base) for row in rows for array in (row.items["series"][0], row.extra[TARGET])}
+    bases = {id(array.base) for row in rows for array in (row.items["series"][0], due_of(row).values)}
     assert len(rows) == 101 and len(bases) == 1
     with pytest.raises(ValueError, match="read-only"):
         rows[0].items["series"][0][0, 0] = 1

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from runner import config
@@ -99,7 +100,14 @@ def line_of(prediction: Prediction) -> str:
     }
     if prediction.probabilities is not None:
         line["probabilities"] = likeliest(prediction.probabilities)
+    if prediction.numbers is not None:
+        line["numbers"] = listed_numbers(prediction.numbers)
     return json.dumps(line, ensure_ascii=False)
+
+
+def listed_numbers(numbers: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    """By target, with the seven digits that float32 has."""
+    return {name: [float(f"{one:.7g}") for one in some] for name, some in numbers.items()}
 
 
 def likeliest(probabilities: Mapping[str, float], count: int = 5) -> dict[str, float]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from runner.config import Composed
-from runner.evaluate_run import likeliest
-from runner.predictor import Predictor, questions, row_of
-from runner.protocols import Mistake, Row
+from runner.evaluate_run import likeliest, listed_numbers
+from runner.predictor import Predictor, answer_of, questions, row_of
+from runner.protocols import Mistake, Prediction, Row
 from runner.run_folder import write_lines
 from runner.seats import ITEM_FIELDS, build_node
 from runner.trained import Trained, open_trained
@@ -31,10 +31,10 @@ def generate(composed: Composed) -> dict[str, Any]:
         row = row_of(run, fields, "the command line")
         questions(run, [row])
         (prediction,) = Predictor(run, asked).predict([row])
-        print(prediction.answer)
+        print(in_full(prediction))
         for name, share in likeliest(prediction.probabilities or {}).items():
             print(f"{share:7.4f}  {name}")
-        return {ANSWER: prediction.answer}
+        return {ANSWER: answer_of(prediction)}
     output = check_files(asked, fields)
     run = open_trained(asked, composed.plugin_folders)
     records, rows = read_questions(run, Path(asked["input"]))
@@ -97,9 +97,18 @@ def lines_of(file: Path) -> list[str]:
     return [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 
 
+def in_full(prediction: Prediction) -> str:
+    """The answer; of a forecast every number, a line a target."""
+    answer = answer_of(prediction)
+    if not isinstance(answer, Mapping):
+        return prediction.answer
+    return "\n".join(f"{name}: {' '.join(map(str, some))}" for name, some in listed_numbers(answer).items())
+
+
 def answered(records: Sequence[dict[str, Any]], rows: Sequence[Row], predictor: Predictor) -> Iterator[str]:
     for record, prediction in zip(records, predictor.predict(rows), strict=True):
-        added: dict[str, Any] = {ANSWER: prediction.answer}
+        answer = answer_of(prediction)
+        added: dict[str, Any] = {ANSWER: listed_numbers(answer) if isinstance(answer, Mapping) else answer}
         if prediction.probabilities is not None:
             added["probabilities"] = likeliest(prediction.probabilities)
         yield json.dumps(record | added, ensure_ascii=False)

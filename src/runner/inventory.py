@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 from torch import nn
 
 from runner.protocols import Example, Objective
@@ -52,9 +54,22 @@ def files_of(objective: Objective) -> dict[str, dict[str, str]]:
 
 
 def data_fingerprint(examples: Sequence[Example]) -> str:
-    """A hash of what training sees of its rows, in order: ids, tokens, labels and places."""
+    """A hash of what training sees of its rows, in order: ids, tokens, labels, places, and numbers that stand in them;
+    of files it has the names alone."""
     digest = hashlib.sha256()
     for one in examples:
-        digest.update(f"{one.id}\0{one.places}\0{len(one.input_ids)}\0".encode())
+        digest.update(f"{one.id}\0{one.places}\0{one.row.label!r}\0{len(one.input_ids)}\0".encode())
         digest.update(one.input_ids.tobytes() + one.labels.tobytes())
+        digest.update(one.row.horizon.values.tobytes() if one.row.horizon else b"")
+        for name, items in one.row.items.items():
+            for item in items:
+                digest.update(f"{name}\0".encode())
+                digest.update(item.tobytes() if isinstance(item, np.ndarray) else named(item))
     return digest.hexdigest()
+
+
+def named(item: Any) -> bytes:
+    """A file by its name, so that moved data is the same data; numbers and texts as they are written."""
+    if isinstance(item, Path):
+        return item.name.encode()
+    return repr(item).encode() if isinstance(item, str | int | float | list) else type(item).__name__.encode()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 
 from runner.config import compose
+from runner.data.decode import decode
 from runner.data.length import check_answers_fit
 from runner.data.rows import check_item, check_messages
 from runner.evaluate import evaluation_mode
 from runner.models.initialization import reseed
-from runner.protocols import Decoding, Example, Message, Mistake, Prediction, Row
+from runner.protocols import Decoding, Example, Message, Mistake, Objective, Prediction, Row
 from runner.spelling import did_you_mean
 from runner.trained import Trained, open_trained
 
@@ -29,6 +32,9 @@ class Label(str):
         label = super().__new__(cls, answer)
         label.probabilities = probabilities
         return label
+
+
+Answer = str | float | Mapping[str, np.ndarray]
 
 
 class Predictor:
@@ -66,13 +72,14 @@ class Predictor:
         return cls(open_trained(composed.tree, composed.plugin_folders), composed.tree)
 
     @overload
-    def __call__(self, rows: None = None, /, **fields: Any) -> str: ...
+    def __call__(self, rows: None = None, /, **fields: Any) -> Answer: ...
 
     @overload
-    def __call__(self, rows: Sequence[Mapping[str, Any]], /) -> list[str]: ...
+    def __call__(self, rows: Sequence[Mapping[str, Any]], /) -> list[Answer]: ...
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]] | None = None, /, **fields: Any) -> str | list[str]:
-        """Text; of a classifier a `Label`."""
+    def __call__(self, rows: Sequence[Mapping[str, Any]] | None = None, /, **fields: Any) -> Answer | list[Answer]:
+        """Text; of a classifier a `Label`; of one number that number; of a forecaster, by target, float64 [H], series
+        going in and numbers coming out in their own units."""
         if rows is not None and fields:
             raise Mistake("Give one row's fields by name, or a list of rows, not both.")
         given = [fields] if rows is None else rows
@@ -82,7 +89,7 @@ class Predictor:
 
     def predict(self, rows: Sequence[Row]) -> Iterator[Prediction]:
         """In the order of the rows, as soon as their batch is done."""
-        prompts = questions(self.run, rows)
+        prompts = questions(self.run, in_their_own_way(self.objective, rows))
         check_answers_fit(
             prompts, self.decoding.max_new_tokens if self.decoding else None, self.run.frame.takes, in_training=False
         )
@@ -110,10 +117,27 @@ def questions(run: Trained, rows: Sequence[Row]) -> list[Example]:
     return run.frame.prompts(run.frame.render(rows))
 
 
-def answer_of(prediction: Prediction) -> str:
+def answer_of(prediction: Prediction) -> Answer:
+    if prediction.numbers is not None:
+        numbers = list(prediction.numbers.values())
+        return float(numbers[0][0]) if len(numbers) == len(numbers[0]) == 1 else prediction.numbers
     if prediction.probabilities is None:
         return prediction.answer
     return Label(prediction.answer, prediction.probabilities)
+
+
+def in_their_own_way(objective: Objective, rows: Sequence[Row]) -> Sequence[Row]:
+    """Rows as the run's source would have given them: a forecaster's series scaled as its training rows were."""
+    prepare = getattr(objective, "prepare", None)
+    if prepare is None:
+        return rows
+    return [prepare(replace(row, items={name: read(row, name) for name in row.items})) for row in rows]
+
+
+def read(row: Row, modality: str) -> tuple[Any, ...]:
+    """Its series decoded, other items as they are."""
+    items = row.items[modality]
+    return tuple(decode(modality, item) for item in items) if modality == "series" else items
 
 
 def row_of(run: Trained, fields: Mapping[str, Any], where: str) -> Row:

@@ -19,15 +19,33 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a token that is not to be learnt."""
 
-TARGET, TARGET_MEAN, TARGET_SCALE = "target", "target_mean", "target_scale"
-"""What a forecasting source puts into `Row.extra`: float32 [K, horizon] of K channels, scaled, NaN where missing; and
-float64 [K] each, with which `target * target_scale + target_mean` is in the file's own units."""
-
 
 @dataclass(frozen=True)
 class Message:
     role: Literal["system", "user", "assistant"]
     content: str
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Channels of a series that was scaled: `scaled * scale + mean` is in the file's own units. One for all rows."""
+
+    names: tuple[str, ...]
+    mean: np.ndarray
+    """float64 [C]"""
+    scale: np.ndarray
+    """float64 [C]"""
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """What is due after a row's series."""
+
+    values: np.ndarray
+    """float32 [K, H] of K targets, scaled; NaN where missing"""
+    inputs: Channels
+    """Of the series."""
+    targets: Channels
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,7 @@ class Row:
     messages: tuple[Message, ...] = ()
     items: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     label: str | int | float | None = None
+    horizon: Horizon | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -135,6 +154,10 @@ class Prediction:
     items: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     probabilities: Mapping[str, float] | None = None
     """Of each class, the most probable first, where the answer is one of some classes."""
+    numbers: Mapping[str, np.ndarray] | None = None
+    """Where the answer is in numbers: by target, float64 [H] in its own units."""
+    due: Mapping[str, np.ndarray] | None = None
+    """What `numbers` should have been; NaN where missing."""
 
 
 @dataclass(frozen=True)
@@ -215,8 +238,10 @@ class Objective(Protocol):
     """A `torch.nn.Module`: what is learnt. The loop knows nothing else about the model.
 
     It may also have `decoding: Decoding`, which `predict` goes by; `details(predictions)`, a mapping for summary.json;
-    and `memory()`, JSON of what it keeps of the training rows beside weights (its classes, say). Checkpoints have it,
-    and where the run is used without its rows the constructor gets it back as `memory`, which is None otherwise.
+    `prepare(row)`, which brings series in their own units to how the run's source gives them (`numbers` of predictions
+    are in those units); and `memory()`, JSON of what it keeps of the training rows beside weights (its classes, say).
+    Checkpoints have it, and where the run is used without its rows the constructor gets it back as `memory`, which is
+    None otherwise.
     """
 
     metric_names: tuple[str, ...]

@@ -174,6 +174,11 @@ def shortened(text: str, length: int = 60) -> str:
 
 
 def mark(prediction: Prediction) -> str:
+    """Right or wrong; of numbers in one unit, how far they are off on average."""
     if prediction.truth is None:
         return ""
+    if prediction.numbers and prediction.due:
+        off = [abs(prediction.numbers[name] - due) for name, due in prediction.due.items()]
+        there = [float(one) for one in off[0] if one == one]  # a missing one is NaN
+        return f"off by {sum(there) / len(there):.4g}" if len(off) == 1 and there else ""
     return "right" if prediction.answer == prediction.truth.strip() else "wrong"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -19,7 +19,7 @@ import numpy as np
 from annotated_types import Ge
 
 from runner.data.series_files import Table, read_table
-from runner.protocols import TARGET, TARGET_MEAN, TARGET_SCALE, Message, Mistake, Row
+from runner.protocols import Channels, Horizon, Message, Mistake, Row
 from runner.spelling import did_you_mean
 
 SPLITS = ("train", "val", "test")
@@ -42,6 +42,7 @@ class CsvSeries:
         borders: list[int] | list[float] | list[str],
         reach_back: bool,
         scaling: Literal["z_score", "none"],
+        apart: bool,
         missing: Literal["error", "keep"],
         prompt: str | None,
     ) -> None:
@@ -57,6 +58,7 @@ class CsvSeries:
         self.borders = borders
         self.reach_back = reach_back
         self.scaling = scaling
+        self.apart = apart
         self.missing = missing
         self.messages = () if prompt is None else (Message("user", prompt),)
 
@@ -82,25 +84,16 @@ class CsvSeries:
         scaled = ((values - scale.mean) / scale.deviation).astype(np.float32)
         inputs = scaled if channels == names else scaled[[names.index(name) for name in channels]]
         dues = scaled if targets == names else scaled[[names.index(name) for name in targets]]
-        kept = [names.index(name) for name in targets]
-        extra = {TARGET_MEAN: scale.mean[kept, 0], TARGET_SCALE: scale.deviation[kept, 0]}
-        for array in (inputs, dues, *extra.values()):
+        known, due = (channels_of(one, names, scale) for one in (channels, targets))
+        for array in (inputs, dues, known.mean, known.scale, due.mean, due.scale):
             array.flags.writeable = False  # every row shares them
         splits = {}
         for split, first, end in zip(SPLITS, [0, *ends], ends, strict=False):
             start = max(0, first - self.lookback) if self.reach_back else first
-            splits[split] = self.rows(table, split, range(start, end), inputs, dues, extra)
+            splits[split] = self.rows(table, split, range(start, end), Scaled(inputs, known), Scaled(dues, due))
         return splits
 
-    def rows(
-        self,
-        table: Table,
-        split: str,
-        span: range,
-        inputs: np.ndarray,
-        dues: np.ndarray,
-        extra: Mapping[str, np.ndarray],
-    ) -> list[Row]:
+    def rows(self, table: Table, split: str, span: range, inputs: Scaled, dues: Scaled) -> list[Row]:
         """The windows that lie in `span` whole. Their arrays are views: they take no memory of their own."""
         length = self.lookback + self.horizon
         if len(span) < length:
@@ -108,28 +101,31 @@ class CsvSeries:
                 f"the {split} split has {len(span):,} rows to take windows from, fewer than data.lookback + "
                 f"data.horizon = {length}. Move data.borders, or take shorter windows."
             )
-        before, after = numbers_before(inputs), numbers_before(dues)
+        before = numbers_before(inputs.values, together=not self.apart)
+        after = numbers_before(dues.values, together=True)
         rows = []
         starts = range(span.start, span.stop - length + 1, self.stride)
         for start in starts:
             due, end = start + self.lookback, start + length
-            if before[due] == before[start] or after[end] == after[due]:
+            if not (before[:, due] > before[:, start]).all() or not (after[:, end] > after[:, due]).any():
                 continue
+            lookback = inputs.values[:, start:due]
             rows.append(
                 Row(
                     id=f"{table.file.stem}-{start:06d}",
                     where=f"{table.file.name}:{table.lines[start]}-{table.lines[due - 1]}",
                     messages=self.messages,
-                    items={"series": (inputs[:, start:due],)},
-                    extra={TARGET: dues[:, due:end], **extra},
+                    items={"series": tuple(lookback[:, None]) if self.apart else (lookback,)},
+                    horizon=Horizon(dues.values[:, due:end], inputs.channels, dues.channels),
                 )
             )
         if not rows:
             raise Mistake(f"the {split} split has no window with a number in its lookback and in its horizon.")
         if len(rows) < len(starts):
+            past = "the lookback of a channel" if self.apart else "their lookback"
             say(
                 f"{table.file.name}: {len(starts) - len(rows):,} of {len(starts):,} windows of the {split} split are "
-                "left out: their lookback or their horizon holds no number at all."
+                f"left out: {past} or their horizon holds no number at all."
             )
         return rows
 
@@ -227,6 +223,18 @@ class Scale:
     deviation: np.ndarray
 
 
+@dataclass(frozen=True)
+class Scaled:
+    values: np.ndarray
+    """float32 [C, R]"""
+    channels: Channels
+
+
+def channels_of(chosen: Sequence[str], names: Sequence[str], scale: Scale) -> Channels:
+    kept = [names.index(name) for name in chosen]
+    return Channels(tuple(chosen), scale.mean[kept, 0], scale.deviation[kept, 0])
+
+
 def scale_of(names: Sequence[str], train: np.ndarray, scaling: str, table: Table) -> Scale:
     """Mean and standard deviation of each channel over the train rows alone, [C, rows]; a constant one is 1."""
     empty = [name for name, numbers in zip(names, np.isfinite(train).sum(axis=1), strict=True) if not numbers]
@@ -244,9 +252,11 @@ def scale_of(names: Sequence[str], train: np.ndarray, scaling: str, table: Table
     return Scale(mean, np.where(constant, 1.0, deviation))
 
 
-def numbers_before(values: np.ndarray) -> np.ndarray:
-    """int64 [R + 1]: how many steps before each have a number in any channel of [C, R]."""
-    return np.concatenate([[0], np.isfinite(values).any(axis=0).cumsum()])
+def numbers_before(values: np.ndarray, together: bool) -> np.ndarray:
+    """int64 [C, R + 1] of [C, R]: how many steps before each have a number; `together` in any channel, [1, R + 1]."""
+    there = np.isfinite(values)
+    there = there.any(axis=0, keepdims=True) if together else there
+    return np.concatenate([np.zeros((len(there), 1), dtype=np.int64), there.cumsum(axis=1)], axis=1)
 
 
 def say(sentence: str) -> None:

@@ -8,12 +8,19 @@ from torch import Tensor, nn
 from runner.protocols import Batch, Tokens
 
 
-def pooled(encoders: nn.ModuleDict, batch: Batch, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def pooled(
+    encoders: nn.ModuleDict, batch: Batch, device: torch.device, each: tuple[str, int] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """By modality: the mean over the tokens of a row's items [B, E], zeros where it has none, and which have one,
-    bool [B]. Padding counts for nothing."""
+    bool [B]. Padding counts for nothing.
+
+    `each`, a modality and how many items K every row has of it, keeps these apart: [B * K, E], what a row has beside
+    them repeated for each.
+    """
     vectors, present = {}, {}
-    rows = len(batch.ids)
+    apart, copies = each or (None, 1)
     for name, encoder in encoders.items():
+        rows = len(batch.ids) * (copies if name == apart else 1)
         stream = batch.streams.get(name)
         if stream is None:
             vectors[name] = torch.zeros(rows, int(encoder.width), device=device)  # type: ignore[arg-type]
@@ -21,13 +28,19 @@ def pooled(encoders: nn.ModuleDict, batch: Batch, device: torch.device) -> tuple
             continue
         inputs = {key: tensor.to(device, non_blocking=True) for key, tensor in stream.inputs.items()}
         items = mean_of(encoder(**inputs))
-        of_row = torch.tensor([row for row, _, _ in stream.places])
+        of_row = torch.arange(rows) if name == apart else torch.tensor([row for row, _, _ in stream.places])
         count = torch.bincount(of_row, minlength=rows)
         total = torch.zeros(rows, items.shape[1], dtype=items.dtype, device=device)
         total = total.index_add(0, of_row.to(device, non_blocking=True), items)
         vectors[name] = total / count.clamp(min=1).to(device, non_blocking=True).unsqueeze(1)
         present[name] = (count > 0).to(device, non_blocking=True)
-    return vectors, present
+    if apart is None:
+        return vectors, present
+    shared = {name: copies if name != apart else 1 for name in vectors}
+    return (
+        {name: one.repeat_interleave(shared[name], dim=0) for name, one in vectors.items()},
+        {name: one.repeat_interleave(shared[name], dim=0) for name, one in present.items()},
+    )
 
 
 def mean_of(tokens: Tokens) -> Tensor:
