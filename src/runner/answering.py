@@ -18,7 +18,7 @@ from runner.models.initialization import seeded
 from runner.models.llm import LanguageModel, LanguageModelSource, check_fits
 from runner.offers import check_gives, check_offers
 from runner.protocols import Encoder, Example, InputFusion, Mistake, Objective, Projector, Row
-from runner.seats import Learner, build_encoders, read_splits, seat
+from runner.seats import Learner, build_encoders, build_projectors, read_splits, seat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,7 +79,7 @@ def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
     check_answers_fit(prompts, composed.tree["model"].get("max_new_tokens"), frame.takes)
     collate = frame.collate()
     llm = build_llm(composed, frame.source)
-    projectors = build_projectors(composed, frame, llm)
+    projectors = build_projectors(composed, frame.encoders, llm.width)
     check_gives(frame.encoders, projectors, frame.fusion, llm, collate, texts.examples["train"])
     objective = build_objective(composed, frame, llm, projectors, frame.chat)
     return Learner(objective, texts.examples, prompts, texts.lengths, collate)
@@ -88,14 +88,16 @@ def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
 def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -> Objective:
     """Without rows; `memory` is what the objective kept of them."""
     llm = build_llm(composed, frame.source)
-    return build_objective(composed, frame, llm, build_projectors(composed, frame, llm), frame.chat, memory)
+    return build_objective(
+        composed, frame, llm, build_projectors(composed, frame.encoders, llm.width), frame.chat, memory
+    )
 
 
 def skeleton(composed: Composed) -> Objective:
     """Shapes without weights, tokenizer or rows."""
     frame = build_frame(composed)
     llm = LanguageModel(adapt(composed, frame.source, frame.source.skeleton()), {})
-    return build_objective(composed, frame, llm, build_projectors(composed, frame, llm), None)
+    return build_objective(composed, frame, llm, build_projectors(composed, frame.encoders, llm.width), None)
 
 
 def build_frame(composed: Composed) -> Frame:
@@ -147,19 +149,6 @@ def adapt(composed: Composed, source: LanguageModelSource, model: PreTrainedMode
         return model if source.trainable else model.requires_grad_(False)
     with seeded(composed.tree["seed"], "lora"):
         return adapter.apply(model)
-
-
-def build_projectors(composed: Composed, frame: Frame, llm: LanguageModel) -> dict[str, Projector]:
-    """By modality. Raises `Mistake` for an encoder without one."""
-    projectors: dict[str, Projector] = {}
-    for modality, encoder in frame.encoders.items():
-        with seeded(composed.tree["seed"], f"projector.{modality}"):
-            projector = seat(composed, "projector", encoder_width=encoder.width, llm_width=llm.width)
-        if projector is None:
-            raise Mistake(f"encoder.{modality} has no projector to the language model. Set projector=mlp or another.")
-        check_offers(projector, "projector", Projector)
-        projectors[modality] = projector
-    return projectors
 
 
 def build_objective(

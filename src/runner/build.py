@@ -63,6 +63,7 @@ def build(composed: Composed, tracks: bool) -> Parts:
     """`tracks`: whether this process feeds the trackers. Raises `Mistake` for whatever config and rows have wrong."""
     given = read_settings(composed)
     learner = kind_of(composed).build_learner(composed, given.evaluation.predict_rows)
+    check_split(given, learner)
     check_monitor(given, learner)
     return Parts(
         **vars(learner),
@@ -115,6 +116,17 @@ def build_optimizer(composed: Composed, objective: nn.Module) -> Optimizer:
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
+
+
+def check_split(given: Settings, learner: Learner) -> None:
+    """Raises `Mistake` when a step's rows must be seen together and are to be split."""
+    if learner.objective.splits_exactly or given.accumulation == 1:
+        return
+    raise Mistake(
+        f"train.micro_batch_size={given.train.micro_batch_size}: {type(learner.objective).__name__} compares a step's "
+        f"rows with each other, and {given.accumulation} micro-batches would not see each other. Leave it null, lower "
+        "train.batch_size, or take more processes, whose rows do see each other (cluster=ddp)."
+    )
 
 
 def check_monitor(given: Settings, learner: Learner) -> None:

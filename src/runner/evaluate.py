@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from runner.data.collate import Collate
+from runner.data.order import without_weight
 from runner.protocols import Example, Objective, Prediction
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ def evaluate(
     with evaluation_mode(objective), accelerator.autocast():  # type: ignore[arg-type]
         metrics = losses(objective, examples, collate, batch_size, peers, check_stop)
         said: list[Prediction] = []
-        for batch, is_counted in rounds(prompts, batch_size, peers):
+        for batch in rounds(prompts, batch_size, peers):
             check_stop()
             predicted = objective.predict(collate(batch))
-            said += predicted if is_counted else []
+            said += predicted if batch[0].weight else []
     by_id = {one.id: one for part in peers.gather(said) for one in part}
     predictions = [by_id[prompt.id] for prompt in prompts]
     return metrics | objective.metrics(predictions), predictions
@@ -72,13 +73,13 @@ def losses(
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     weights: dict[str, float] = {}
-    for chunk, is_counted in rounds(examples, batch_size, peers):
+    for chunk in rounds(examples, batch_size, peers):
         check_stop()
         batch = collate(chunk)
         for name, count in objective.counts(batch).items():
-            counts[name] = counts.get(name, 0.0) + count * is_counted
+            counts[name] = counts.get(name, 0.0) + count
         for name, term in objective(batch).terms.items():
-            sums[name] = sums.get(name, 0.0) + float(term.sum) * is_counted
+            sums[name] = sums.get(name, 0.0) + float(term.sum)
             weights[name] = term.weight
     gathered = peers.gather((sums, counts))
     sums = {name: sum(part[name] for part, _ in gathered) for name in sums}
@@ -89,10 +90,9 @@ def losses(
     return means
 
 
-def rounds(examples: Sequence[Example], batch_size: int, peers: Peers) -> Iterator[tuple[Sequence[Example], bool]]:
-    """This process's batches and whether they count. All processes get as many, as each must make the same calls: one
-    that has no row left gets one that does not count."""
+def rounds(examples: Sequence[Example], batch_size: int, peers: Peers) -> Iterator[Sequence[Example]]:
+    """This process's batches. All processes get as many, as each must make the same calls: one that has no row left
+    gets a row without weight."""
     for start in range(0, len(examples), batch_size * peers.processes):
         first = start + peers.rank * batch_size
-        batch = examples[first : first + batch_size]
-        yield batch or examples[:1], bool(batch)
+        yield examples[first : first + batch_size] or [without_weight(examples[0])]

@@ -23,9 +23,12 @@ class Component:
 
 
 def components_of(objective: Objective) -> list[Component]:
-    """Parameters by component: each encoder, projector, the fusion, the language model and its LoRA."""
-    groups: dict[str, tuple[str, list[nn.Parameter]]] = {}
-    for name, child in cast(nn.Module, objective).named_children():
+    """Parameters by component: each encoder, projector, the fusion, the language model and its LoRA, and what the
+    objective has of its own."""
+    module = cast(nn.Module, objective)
+    own = list(module.parameters(recurse=False))
+    groups: dict[str, tuple[str, list[nn.Parameter]]] = {"model": (type(module).__name__, own)} if own else {}
+    for name, child in module.named_children():
         parts = (
             {f"{name}.{key}": part for key, part in child.items()}
             if isinstance(child, nn.ModuleDict)

@@ -1,4 +1,4 @@
-"""Objectives without a language model: encoders' tokens are pooled and fused to one vector a row."""
+"""Objectives without a language model: encoders' tokens are pooled to vectors, and fused or brought into one space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
 from runner.offers import check_offers
 from runner.protocols import Encoder, Example, LabelObjective, Mistake, Objective, PooledFusion, Row
-from runner.seats import Learner, build_encoders, read_splits, seat
+from runner.seats import Learner, build_encoders, build_projectors, read_splits, seat
+from runner.targets import asked_by
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Frame:
     """The parts that say what becomes of a row."""
 
     encoders: Mapping[str, Encoder]
-    fusion: PooledFusion
+    fusion: PooledFusion | None
+    """None for an objective that has no such seat."""
 
     @property
     def modalities(self) -> list[str]:
@@ -74,8 +76,11 @@ def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -
 
 
 def skeleton(composed: Composed) -> Objective:
+    """Shapes without weights; rows are read where the objective goes by them, by their classes for instance."""
     frame = build_frame(composed)
-    return build_objective(composed, frame, rows=[one.row for one in read_examples(composed, frame)["train"]])
+    goes_by_rows = "rows" in asked_by_model(composed)
+    rows = [one.row for one in read_examples(composed, frame)["train"]] if goes_by_rows else None
+    return build_objective(composed, frame, rows)
 
 
 def build_frame(composed: Composed) -> Frame:
@@ -84,12 +89,21 @@ def build_frame(composed: Composed) -> Frame:
         raise Mistake(
             "No encoder: there is nothing to see a row with. Choose one, by encoder/image=OPTION for instance."
         )
+    return Frame(encoders, build_fusion(composed, encoders) if "fusion" in asked_by_model(composed) else None)
+
+
+def asked_by_model(composed: Composed) -> set[str]:
+    """Which parts the objective is made of, and whether it goes by rows: the names that its constructor takes."""
+    return asked_by(composed.tree["model"], composed.plugin_folders)
+
+
+def build_fusion(composed: Composed, encoders: Mapping[str, Encoder]) -> PooledFusion:
     with seeded(composed.tree["seed"], "fusion"):
         fusion = seat(composed, "fusion", widths={name: encoder.width for name, encoder in encoders.items()})
     if fusion is None:
         raise Mistake("fusion is missing: encoders need one that gives a vector a row. Set fusion=pooled_concat.")
     check_offers(fusion, "fusion", PooledFusion)
-    return Frame(encoders, fusion)
+    return cast(PooledFusion, fusion)
 
 
 def read_examples(composed: Composed, frame: Frame) -> dict[str, list[Example]]:
@@ -103,8 +117,16 @@ def read_examples(composed: Composed, frame: Frame) -> dict[str, list[Example]]:
 def build_objective(
     composed: Composed, frame: Frame, rows: Sequence[Row] | None, memory: Mapping[str, Any] | None = None
 ) -> LabelObjective:
+    parts: dict[str, Any] = {"encoders": frame.encoders, "fusion": frame.fusion, "rows": rows, "memory": memory}
+    if "projectors" in asked_by_model(composed):
+        width = composed.tree["model"].get("width")
+        if width is None:
+            raise Mistake(
+                "projector: model.width is missing, the width that projectors give. Add it to the model's YAML."
+            )
+        parts["projectors"] = build_projectors(composed, frame.encoders, width)
     with seeded(composed.tree["seed"], "model"):
-        objective = seat(composed, "model", encoders=frame.encoders, fusion=frame.fusion, rows=rows, memory=memory)
+        objective = seat(composed, "model", **parts)
     check_offers(objective, "model", Objective)
     check_offers(objective, "model", LabelObjective)
     keep_frozen(objective)

@@ -12,7 +12,7 @@ from runner.data.collate import Collate
 from runner.data.length import LengthReport
 from runner.models.initialization import seeded
 from runner.offers import check_offers
-from runner.protocols import Encoder, Example, Fault, Mistake, Objective, Row, RowSource, Stopped
+from runner.protocols import Encoder, Example, Fault, Mistake, Objective, Projector, Row, RowSource, Stopped
 
 ITEM_FIELDS = ("image", "audio", "series")
 """The modalities of the row schema, whose fields hold items also where the model has no encoder for them."""
@@ -96,6 +96,19 @@ def build_encoders(composed: Composed) -> dict[str, Encoder]:
         check_offers(encoder, name, Encoder)
         encoders[modality] = encoder
     return encoders
+
+
+def build_projectors(composed: Composed, encoders: Mapping[str, Encoder], width: int) -> dict[str, Projector]:
+    """By modality, to the `width` that they give. Raises `Mistake` for an encoder without one."""
+    projectors: dict[str, Projector] = {}
+    for modality, encoder in encoders.items():
+        with seeded(composed.tree["seed"], f"projector.{modality}"):
+            projector = seat(composed, "projector", encoder_width=encoder.width, llm_width=width)
+        if projector is None:
+            raise Mistake(f"encoder.{modality} has no projector. Set projector=mlp or another.")
+        check_offers(projector, "projector", Projector)
+        projectors[modality] = projector
+    return projectors
 
 
 def read_splits(composed: Composed, modalities: Sequence[str]) -> dict[str, Sequence[Row]]:

@@ -206,6 +206,11 @@ def build(node: Mapping[str, Any], plugin_folders: Sequence[Path] = (), **runtim
     return target(**given, **{name: value for name, value in runtime.items() if name in names and name not in given})
 
 
+def asked_by(node: Mapping[str, Any], plugin_folders: Sequence[Path] = ()) -> set[str]:
+    """The names of what the target of a node takes."""
+    return set(inspect.signature(find_target("config", node["_target_"], None, plugin_folders).load()).parameters)
+
+
 def _build_inside(value: Any, plugin_folders: Sequence[Path], runtime: Mapping[str, Any]) -> Any:
     if isinstance(value, Mapping):
         if "_target_" in value:

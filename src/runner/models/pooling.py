@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,10 +12,13 @@ from runner.protocols import Batch, Tokens
 
 
 def pooled(
-    encoders: nn.ModuleDict, batch: Batch, device: torch.device, each: tuple[str, int] | None = None
+    encoders: Mapping[str, Any] | nn.ModuleDict,
+    batch: Batch,
+    device: torch.device,
+    each: tuple[str, int] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """By modality: the mean over the tokens of a row's items [B, E], zeros where it has none, and which have one,
-    bool [B]. Padding counts for nothing.
+    bool [B]. Padding counts for nothing. An encoder gives `Tokens` and has a `width`.
 
     `each`, a modality and how many items K every row has of it, keeps these apart: [B * K, E], what a row has beside
     them repeated for each.
