@@ -27,7 +27,7 @@ ROOMS = {
         "trained", "evaluate_run", "generate", "predictor",
     ),
     "run": ("session", "resume", "recording", "restoring"),
-    "build": ("build", "answering", "labelling", "seats", "inventory", "offers"),
+    "build": ("build", "answering", "labelling", "seats", "inventory", "offers", "model_parts"),
     "composition": (
         "config", "complaints", "overrides", "quoting", "resolving", "sweep",
         "schema", "targets", "signatures", "annotations", "combinations", "saved_config",

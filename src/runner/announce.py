@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from runner.data.length import LengthReport
     from runner.precision import ActivePrecision
     from runner.session import Session
+    from runner.settings import Part
 
 
 def announce(session: Session) -> None:
@@ -33,6 +34,16 @@ def announce(session: Session) -> None:
         parameter_rows(components_of(session.parts.objective)),
         PARAMETER_COLUMNS[2:],
     )
+    for part in session.parts.model_parts:
+        terminal.say(f"{part.name}: {how(part.given)}.")
+
+
+def how(part: Part) -> str:
+    """`lr 1e-05, frozen before step 200`"""
+    words = [f"lr {part.lr:g}"] if part.lr else []
+    words += [f"frozen before step {part.from_step}"] if part.from_step else []
+    words += [f"frozen from step {part.until_step} on"] if part.until_step else []
+    return ", ".join(words) or "as the others"
 
 
 def computing(active: ActivePrecision) -> str:

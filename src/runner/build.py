@@ -15,6 +15,7 @@ from torch import nn
 from runner import answering, config, labelling, settings
 from runner.config import Composed
 from runner.inventory import data_fingerprint, files_of
+from runner.model_parts import ModelPart, group_by_part, parts_of
 from runner.protocols import Checkpointer, Mistake, Objective, Schedule, Tracker
 from runner.seats import Learner, build_node, mixed_seat, seat
 from runner.trackers.isolated import Isolated
@@ -50,6 +51,8 @@ class Parts(Learner):
     """Everything of a run, ready to go."""
 
     settings: Settings
+    model_parts: tuple[ModelPart, ...]
+    """Those with a learning rate or a freezing of their own."""
     optimizer: Optimizer
     schedule: Schedule
     checkpointer: Checkpointer
@@ -65,10 +68,13 @@ def build(composed: Composed, tracks: bool) -> Parts:
     learner = kind_of(composed).build_learner(composed, given.evaluation.predict_rows)
     check_split(given, learner)
     check_monitor(given, learner)
+    model = cast(nn.Module, learner.objective)
+    parts = parts_of(model, given.train.parts)
     return Parts(
         **vars(learner),
         settings=given,
-        optimizer=build_optimizer(composed, cast(nn.Module, learner.objective)),
+        model_parts=parts,
+        optimizer=build_optimizer(composed, model, parts),
         schedule=seat(composed, "schedule"),
         checkpointer=mixed_seat(composed, "checkpoint", settings.Checkpoint),
         tracker=build_tracker(composed) if tracks else Isolated({}),
@@ -106,16 +112,15 @@ def read_settings(composed: Composed) -> Settings:
     )
 
 
-def build_optimizer(composed: Composed, objective: nn.Module) -> Optimizer:
+def build_optimizer(composed: Composed, objective: nn.Module, parts: tuple[ModelPart, ...]) -> Optimizer:
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     if not parameters:
         raise Mistake(
             "Nothing trains: every parameter is frozen. Set lora=default or llm.trainable=true, or add a projector."
         )
     optimizer = seat(composed, "optimizer", parameters=parameters)
-    for group in optimizer.param_groups:
-        group["peak_lr"] = group["lr"]
-    return optimizer
+    group_by_part(optimizer, parts)
+    return cast("Optimizer", optimizer)
 
 
 def check_split(given: Settings, learner: Learner) -> None:

@@ -9,9 +9,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from runner.spelling import nearest
+from runner.annotations import check_value
+from runner.settings import Part
+from runner.spelling import did_you_mean, nearest
 
 Tree = Mapping[str, Any]
 
@@ -24,6 +26,7 @@ def check_combinations(tree: Tree, choices: Mapping[str, str], objective_seats: 
     yield from name_is_a_folder(tree)
     yield from steps_or_epochs(tree)
     yield from batch_divides(tree)
+    yield from parts_say_how(tree)
     yield from local_is_one_process(tree, choices)
     yield from precision_on_device(tree)
     yield from seats_of_objective(tree, choices, objective_seats)
@@ -71,6 +74,37 @@ def batch_divides(tree: Tree) -> Iterator[str]:
             f"train.batch_size={batch} is not a multiple of train.micro_batch_size={micro} times "
             f"cluster.num_processes={processes}. Change one of them."
         )
+
+
+def parts_named(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Tree]]:
+    """Of train.parts: each part's name in the model, and what is set for it."""
+    for name, node in tree.items():
+        if not isinstance(node, Mapping):
+            continue
+        own = {key: value for key, value in node.items() if not isinstance(value, Mapping)}
+        if own:
+            yield f"{prefix}{name}", own
+        yield from parts_named(node, f"{prefix}{name}.")
+
+
+def parts_say_how(tree: Tree) -> Iterator[str]:
+    parts = at(tree, "train.parts")
+    if not isinstance(parts, Mapping):
+        return
+    known = {key: annotation for key, annotation in get_type_hints(Part, include_extras=True).items()}
+    for name, node in parts.items():
+        if not isinstance(node, Mapping):
+            yield f"train.parts.{name}: {node!r} is no part. Write train.parts.encoder.image.lr=1e-5, for instance."
+    for name, node in parts_named(parts):
+        path = f"train.parts.{name}"
+        for key, value in node.items():
+            if key not in known:
+                yield f"{path}.{key}: a part has {', '.join(known)}{did_you_mean(key, known)}"
+            elif line := check_value(f"{path}.{key}", value, known[key]):
+                yield line
+        first, last = node.get("from_step", 0), node.get("until_step")
+        if isinstance(first, int) and isinstance(last, int) and first >= last:
+            yield f"{path}: from_step={first} is not before until_step={last}, so it would never train."
 
 
 def local_is_one_process(tree: Tree, choices: Mapping[str, str]) -> Iterator[str]:

@@ -40,7 +40,7 @@ def snake_case(name: str) -> str:
 
 TOPS = {"evaluate": settings.UsedToEvaluate, "generate": settings.UsedToGenerate}
 """Verb that uses a trained run: what stands at the top of its config."""
-NO_NODES = (settings.Run, settings.Used, *TOPS.values(), *MIXED.values())
+NO_NODES = (settings.Run, settings.Part, settings.Used, *TOPS.values(), *MIXED.values())
 PLAIN: dict[str, type] = {
     snake_case(name): kind
     for name, kind in vars(settings).items()

@@ -123,14 +123,12 @@ class Anchored(nn.Module):
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.objective = cast(nn.Module, objective)
-        # In a tuple, so that it is no second parameter.
-        self._anchor = (next(one for one in self.objective.parameters() if one.requires_grad),)
 
     def forward(self, batch: Batch) -> Step:
         step: Step = self.objective(batch)
         if any(term.sum.requires_grad for term in step.terms.values()):
             return step
-        nothing = 0.0 * self._anchor[0].sum()
+        nothing = 0.0 * next(one for one in self.objective.parameters() if one.requires_grad).sum()
         return Step({name: Term(term.sum + nothing, term.weight) for name, term in step.terms.items()})
 
 

@@ -16,6 +16,18 @@ CountOrZero = Annotated[int, Ge(0)]
 
 
 @dataclass(frozen=True)
+class Part:
+    """A leaf of train.parts: `train.parts.encoder.image` is the module that the model has under that name."""
+
+    lr: Annotated[float, Gt(0)] | None
+    """Where its learning rate starts; the schedule is the run's. null: optimizer.lr."""
+    from_step: CountOrZero
+    """Frozen before this optimizer step."""
+    until_step: Count | None
+    """Frozen from this one on; null: never."""
+
+
+@dataclass(frozen=True)
 class Train:
     max_steps: Count | None
     epochs: Count | None
@@ -30,6 +42,8 @@ class Train:
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
     max_skipped_steps: Count
     """Steps in a row with a non-finite gradient after which the run stops."""
+    parts: Mapping[str, Any]
+    """`Part`s in the tree of the model's own names."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from runner.data.order import steps_per_epoch
 from runner.evaluate import evaluate
 from runner.feed import steps_of
 from runner.inventory import components_of
+from runner.model_parts import frozen_at
 from runner.models.initialization import reseed
 from runner.peers import Peers
 from runner.precision import start_accelerator
@@ -141,18 +142,19 @@ def loop(session: Session) -> None:
             #    the seed, the step, the process and the micro-batch, so nothing of it needs to be saved.
             sums: dict[str, Tensor] = {}
             weights: dict[str, float] = {}
-            for k, batch in enumerate(fed.micro_batches):
-                reseed(accelerator.device, given.run.seed, "step", fed.step, peers.rank, k)
-                with nullcontext() if k == last else accelerator.no_sync(model):
-                    terms = model(batch).terms
-                    scaled = [
-                        term.weight * term.sum * (peers.processes / max(counts[name], 1.0))
-                        for name, term in terms.items()
-                    ]
-                    accelerator.backward(reduce(add, scaled))
-                for name, term in terms.items():
-                    sums[name] = sums[name] + term.sum.detach() if name in sums else term.sum.detach()
-                    weights[name] = term.weight
+            with frozen_at(fed.step, session.parts.model_parts):
+                for k, batch in enumerate(fed.micro_batches):
+                    reseed(accelerator.device, given.run.seed, "step", fed.step, peers.rank, k)
+                    with nullcontext() if k == last else accelerator.no_sync(model):
+                        terms = model(batch).terms
+                        scaled = [
+                            term.weight * term.sum * (peers.processes / max(counts[name], 1.0))
+                            for name, term in terms.items()
+                        ]
+                        accelerator.backward(reduce(add, scaled))
+                    for name, term in terms.items():
+                        sums[name] = sums[name] + term.sum.detach() if name in sums else term.sum.detach()
+                        weights[name] = term.weight
 
             # 3. Update. A gradient that is not finite leaves the weights as they are.
             grad_norm = accelerator.clip_grad_norm_(trainable, given.train.clip_norm or float("inf"))
