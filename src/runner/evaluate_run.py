@@ -21,7 +21,7 @@ from runner.seats import read_splits
 from runner.settings import Evaluate
 from runner.signals import StopRequest
 from runner.spelling import did_you_mean
-from runner.terminal import SAMPLE_COLUMNS, listed, print_table, sample_rows
+from runner.terminal import listed, print_table, sample_table
 from runner.trained import Trained, open_trained
 
 
@@ -58,7 +58,7 @@ def evaluate_run(composed: Composed) -> dict[str, Any]:
     console.print(f"step {content.step}  {listed(named)}", markup=False)
     samples = predictions[: run.settings.evaluation.samples]
     if samples:
-        print_table(console, "Held-out questions", SAMPLE_COLUMNS, sample_rows(samples))
+        print_table(console, *sample_table(samples))
     summary = {
         "metrics": named,
         "at": asked["at"],
