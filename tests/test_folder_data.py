@@ -80,12 +80,13 @@ def test_pictures_are_trained_on_evaluated_and_told(tmp_path: Path, capsys: pyte
     assert {line["id"] for line in lines} == set(ids(read(tmp_path / "pictures", val_share=0.2)["val"]))
     assert {line["truth"] for line in lines[:8]} == set(summary["classes"])  # those that are shown are of all classes
 
-    pictures(tmp_path / "new", ["left_side", "right"], 3)  # given anew, none of them was trained on: all are asked
+    pictures(tmp_path / "new v1.5", ["left_side", "right"], 3)  # given anew, none was trained on: all are asked
     capsys.readouterr()
-    assert main(["evaluate", "run=run", "data.path=new"]) == 0
-    assert "Data, new: 6 rows." in capsys.readouterr().out
+    assert main(["evaluate", "run=run", "data.path=new v1.5/../new v1.5/."]) == 0
+    assert "Data, new v1.5: 6 rows." in capsys.readouterr().out
+    assert Path("run/evaluations/new v1.5.json").is_file()
 
-    assert main(["generate", "run=run", "image=new/left_side/0.png"]) == 0
+    assert main(["generate", "run=run", "image=new v1.5/left_side/0.png"]) == 0
     assert capsys.readouterr().out.startswith("left_side\n")
 
 

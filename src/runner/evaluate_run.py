@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,12 @@ def evaluate_run(composed: Composed) -> dict[str, Any]:
 
 
 def chosen_rows(run: Trained, split: str, path: str | None) -> tuple[str, Sequence[Row]]:
-    """A split by its name, or the rows of a file that was named, by the file's."""
+    """A split by its name, or the rows of a file or folder that was named, by that one's."""
     splits = read_splits(run.composed, run.frame.modalities)
     if path is not None and len(splits) == 1:
         (rows,) = splits.values()
-        return Path(path).stem, rows
+        place = Path(os.path.abspath(path))  # `.` has no name of its own
+        return place.name if place.is_dir() else place.stem, rows
     if not splits.get(split):
         hint = did_you_mean(split, splits, otherwise=".")
         raise Mistake(f"evaluate.split={split}: the data has {', '.join(splits)}{hint}")
