@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def test_the_digits_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture
     assert summary["classes"] == sorted(summary["classes"])
     printed = capsys.readouterr().out
     assert "Data, train: 1,437 rows." in printed and "tokens/s" not in printed
+    columns = r"Held-out rows\nid +seen +answer +probability +truth *\n"
+    assert re.search(columns + r"digit-\d+ +image +\w+ +[01]\.\d\d ", printed)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ OPTIONS = [file for file in FILES if len(file.parts) > 1]
 
 NEEDS: dict[str, list[str]] = {
     "data/csv_series": ["data.path=rows.jsonl"],
+    "data/folder": ["data.path=weights"],
     "data/jsonl": ["data.path=rows.jsonl"],
     "encoder/series/hf_series": ["encoder.series.path=weights"],
     "encoder/series/moment": ["encoder.series.path=weights"],

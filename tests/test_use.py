@@ -241,6 +241,8 @@ def test_a_classifier_needs_no_training_row_and_gives_probabilities(classify: Pa
         assert abs(sum(probabilities.values()) - 1) < 1e-5
         assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
         assert listed == [f"{share:7.4f}  {name}" for name, share in probabilities.items()]
+        code, _, err = use("generate", f"run={classify}", "image=a picture.png", "prompt=Where?")
+        assert code == 2 and "prompt: this run reads no text. It has encoders for: image." in err
         code, _, err = use("generate", f"run={classify}", "image=a picture.png", "temperature=1")
         assert code == 2 and "temperature: this run does not answer in text" in err
         assert use("evaluate", f"run={classify}")[0] == 2  # its rows are gone

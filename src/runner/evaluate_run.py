@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from runner.seats import read_splits
 from runner.settings import Evaluate
 from runner.signals import StopRequest
 from runner.spelling import did_you_mean
-from runner.terminal import SAMPLE_COLUMNS, listed, print_table, sample_rows
+from runner.terminal import listed, print_table, sample_table
 from runner.trained import Trained, open_trained
 
 
@@ -59,7 +60,7 @@ def evaluate_run(composed: Composed) -> dict[str, Any]:
     console.print(f"step {content.step}  {listed(named)}", markup=False)
     samples = predictions[: run.settings.evaluation.samples]
     if samples:
-        print_table(console, "Held-out questions", SAMPLE_COLUMNS, sample_rows(samples))
+        print_table(console, *sample_table(samples))
     summary = {
         "metrics": named,
         "at": asked["at"],
@@ -80,11 +81,12 @@ def evaluate_run(composed: Composed) -> dict[str, Any]:
 
 
 def chosen_rows(run: Trained, split: str, path: str | None) -> tuple[str, Sequence[Row]]:
-    """A split by its name, or the rows of a file that was named, by the file's."""
+    """A split by its name, or the rows of a file or folder that was named, by that one's."""
     splits = read_splits(run.composed, run.frame.modalities)
     if path is not None and len(splits) == 1:
         (rows,) = splits.values()
-        return Path(path).stem, rows
+        place = Path(os.path.abspath(path))  # `.` has no name of its own
+        return place.name if place.is_dir() else place.stem, rows
     if not splits.get(split):
         hint = did_you_mean(split, splits, otherwise=".")
         raise Mistake(f"evaluate.split={split}: the data has {', '.join(splits)}{hint}")

@@ -149,6 +149,9 @@ def row_of(run: Trained, fields: Mapping[str, Any], where: str) -> Row:
             known = ", ".join(modalities) or "none"
             hint = did_you_mean(name, (*OF_A_ROW, *modalities))
             raise Mistake(f"{name}: this run has no encoder for it{hint} It has encoders for: {known}.")
+    unread = [name for name in OF_A_ROW if name in given]
+    if unread and not run.composed.tree.get("llm") and "text" not in modalities:
+        raise Mistake(f"{unread[0]}: this run reads no text. It has encoders for: {', '.join(modalities)}.")
     if "prompt" in given and "messages" in given:
         raise Mistake("prompt and messages are both given; a prompt is the one user's turn of a conversation.")
     messages: tuple[Message, ...] = ()

@@ -11,7 +11,7 @@ import re
 
 FREE_TEXT = (
     *("prompt", "run", "to", "image", "audio", "text", "series", "name", "input", "output", "resume"),
-    *("data.path", "data.val_path", "llm.path", "lora.init"),
+    *("data.path", "data.val_path", "data.prompt", "llm.path", "lora.init"),
 )
 ITEMS = ("image", "audio", "text", "series")
 HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")

@@ -86,11 +86,12 @@ def merged(node: Any, given: Any) -> Any:
 
 
 def with_data(node: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Another file, or another row source with what all sources share. Rows given anew have no second file."""
+    """Another file, or another row source with what all sources share. Rows given anew have no second file, and of a
+    folder with them none are held out: the run was trained on none of them."""
     if "_target_" in given:
         shared = {key: value for key, value in (node or {}).items() if key in fields_of(settings.Data)}
         return {**shared, **given}
     both: dict[str, Any] = merged(node, given)
-    if "path" in given and "val_path" in both and "val_path" not in given:
-        both["val_path"] = None
+    if "path" in given:
+        both |= {key: None for key in ("val_path", "val_share") if key in both and key not in given}
     return both

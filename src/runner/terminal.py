@@ -24,7 +24,6 @@ PLAIN_WIDTH = 120
 WIDE = 110
 """Columns from which on the bar shows more than step, loss and time."""
 SECONDS_BETWEEN_LINES = 2.0
-SAMPLE_COLUMNS = ("id", "question", "answer", "truth", "")
 
 
 class Screen(Console):
@@ -115,7 +114,7 @@ class Terminal:
             self._last_line = now
 
     def samples(self, predictions: Sequence[Prediction]) -> None:
-        self.table("Held-out questions", SAMPLE_COLUMNS, sample_rows(predictions))
+        self.table(*sample_table(predictions))
 
 
 class _ToTerminal(logging.Handler):
@@ -143,11 +142,17 @@ def print_table(
     console.print()
 
 
-def sample_rows(predictions: Sequence[Prediction]) -> list[tuple[str, ...]]:
-    return [
-        (one.id, shortened(one.prompt), shortened(one.answer), shortened(one.truth or ""), mark(one))
-        for one in predictions
-    ]
+def sample_table(predictions: Sequence[Prediction]) -> tuple[str, list[str], list[list[str]], list[str]]:
+    """Title, columns, rows, and the columns with numbers: of questions and answers, or of classes."""
+    classes = all(one.probabilities for one in predictions)
+    rows = []
+    for one in predictions:
+        row = [one.id, shortened(one.prompt), shortened(one.answer), shortened(one.truth or ""), mark(one)]
+        share = [f"{next(iter(one.probabilities.values())):.2f}"] if classes and one.probabilities else []
+        rows.append([*row[:3], *share, *row[3:]])
+    if classes:
+        return "Held-out rows", ["id", "seen", "answer", "probability", "truth", ""], rows, ["probability"]
+    return "Held-out questions", ["id", "question", "answer", "truth", ""], rows, []
 
 
 def listed(metrics: Mapping[str, float]) -> str:

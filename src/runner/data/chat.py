@@ -213,8 +213,8 @@ class ChatFormat:
         """Messages with marks in them, the items before the first user text, the items at placeholders."""
         if not any(message.role == "user" for message in row.messages):
             raise Mistake(
-                f"{name_of(row)} has no question: it needs `messages`, or columns named by data.fields "
-                "(data.fields={user: question, assistant: answer})."
+                f"{name_of(row)} has no question: it needs `messages`, columns named by data.fields "
+                "(data.fields={user: question, assistant: answer}), or one question for all rows (data.prompt)."
             )
         try:
             check_placeholders(row, self.placeholders)
