@@ -17,13 +17,14 @@ RIGHT_PYTHON := $(BIN)/python -c 'import pip, sys; sys.exit(not $(RIGHT_VERSION)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-quick train train-custom test test-faults test-slow lint bench wheel clean
+.PHONY: help setup train-quick train train-custom test test-zoo test-faults test-slow lint bench wheel clean
 
 help:
 	@echo 'make train-quick                          set up, then train a small image-to-text model (about a minute)'
 	@echo 'make train ARGS="experiment=NAME ..."     runner train with these arguments'
 	@echo 'make train-custom CONFIG=my.yaml          runner train with an experiment file of your own (and ARGS)'
 	@echo 'make test                                 the tests; ARGS goes to pytest: ARGS="-k resume"'
+	@echo 'make test-zoo                             two steps of every encoder with every objective (2 minutes)'
 	@echo 'make test-faults                          signals and kills of real runs, in one process and two (minutes)'
 	@echo 'make test-slow                            the tests that train whole runs (some minutes)'
 	@echo 'make lint                                 ruff, its formatter and mypy'
@@ -61,6 +62,9 @@ test-slow: setup
 
 test-faults: setup
 	$(PYTEST) -m faults $(ARGS)
+
+test-zoo: setup
+	$(PYTEST) $(SIDE_BY_SIDE) -m zoo $(ARGS)
 
 lint: setup
 	$(BIN)/python -m ruff check .

@@ -38,11 +38,12 @@ def start(
     processes: int = 1,
     sabotage: Sabotage | None = None,
     asked: int | None = None,
+    config_dir: Path | None = None,
 ) -> list[BaseProcess]:
-    """The processes of one run; `asked`: how many its config says, if not as many."""
+    """The processes of one run; `asked`: how many its config says, if not as many; `config_dir`: parts from outside."""
     cluster = [] if processes == 1 else ["cluster=ddp", f"cluster.num_processes={asked or processes}"]
     folder.mkdir(parents=True, exist_ok=True)
-    hand_over(compose("train", [*overrides, *cluster]), folder)
+    hand_over(compose("train", [*overrides, *cluster], config_dir), folder)
     port = free_port()
     started = []
     for rank in range(processes):
@@ -52,9 +53,15 @@ def start(
     return started
 
 
-def train(folder: Path, overrides: Sequence[str], processes: int = 1, sabotage: Sabotage | None = None) -> list[int]:
+def train(
+    folder: Path,
+    overrides: Sequence[str],
+    processes: int = 1,
+    sabotage: Sabotage | None = None,
+    config_dir: Path | None = None,
+) -> list[int]:
     """Their exit codes; a negative one is the signal that ended it."""
-    started = start(folder, overrides, processes, sabotage)
+    started = start(folder, overrides, processes, sabotage, config_dir=config_dir)
     for process in started:
         process.join(100)
     codes = [process.exitcode for process in started]

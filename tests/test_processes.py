@@ -66,7 +66,7 @@ def gone(processes: list[psutil.Process], within_s: float) -> list[psutil.Proces
 @pytest.mark.faults
 def test_several_processes_are_one_run_also_in_a_sweep_and_with_parts_from_outside(tmp_path: Path) -> None:
     my_conf(tmp_path / "my_conf")
-    words = ["train", "-m", "--config-dir", "my_conf", "encoder/image=mean_colour", *SMALL_PLUGIN, *TWO, "seed=0,1"]
+    words = ["train", "-m", "--config-dir", "my_conf", "encoder/image=thumbnail", *SMALL_PLUGIN, *TWO, "seed=0,1"]
     process = ranks.launch([*words, "hydra.sweep.dir=sweep", "precision=bf16"], tmp_path / "printed")
     process.join(100)
     printed = (tmp_path / "printed").read_text()

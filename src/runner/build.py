@@ -16,8 +16,9 @@ from runner import answering, config, labelling, settings
 from runner.config import Composed
 from runner.inventory import data_fingerprint, files_of
 from runner.model_parts import ModelPart, group_by_part, parts_of
+from runner.offers import check_counts, check_offers, shown
 from runner.protocols import Checkpointer, Mistake, Objective, Schedule, Tracker
-from runner.seats import Learner, build_node, mixed_seat, seat
+from runner.seats import Learner, build_checkpointer, build_node, seat
 from runner.trackers.isolated import Isolated
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def build(composed: Composed, tracks: bool) -> Parts:
     given = read_settings(composed)
     learner = kind_of(composed).build_learner(composed, given.evaluation.predict_rows)
     check_split(given, learner)
+    check_counts(learner.objective, learner.collate(learner.examples["train"][:1]))
     check_monitor(given, learner)
     model = cast(nn.Module, learner.objective)
     parts = parts_of(model, given.train.parts)
@@ -75,8 +77,8 @@ def build(composed: Composed, tracks: bool) -> Parts:
         settings=given,
         model_parts=parts,
         optimizer=build_optimizer(composed, model, parts),
-        schedule=seat(composed, "schedule"),
-        checkpointer=mixed_seat(composed, "checkpoint", settings.Checkpoint),
+        schedule=build_schedule(composed),
+        checkpointer=build_checkpointer(composed),
         tracker=build_tracker(composed) if tracks else Isolated({}),
         fingerprints={
             "data": data_fingerprint(learner.examples["train"]),
@@ -119,8 +121,10 @@ def build_optimizer(composed: Composed, objective: nn.Module, parts: tuple[Model
             "Nothing trains: every parameter is frozen. Set lora=default or llm.trainable=true, or add a projector."
         )
     optimizer = seat(composed, "optimizer", parameters=parameters)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise Mistake(f"optimizer gave {shown(optimizer)}; it must give a torch.optim.Optimizer.")
     group_by_part(optimizer, parts)
-    return cast("Optimizer", optimizer)
+    return optimizer
 
 
 def check_split(given: Settings, learner: Learner) -> None:
@@ -152,9 +156,18 @@ def check_monitor(given: Settings, learner: Learner) -> None:
         )
 
 
+def build_schedule(composed: Composed) -> Schedule:
+    schedule: Schedule = seat(composed, "schedule")
+    check_offers(schedule, "schedule", Schedule)
+    return schedule
+
+
 def build_tracker(composed: Composed) -> Tracker:
     """All configured trackers as one, isolated so that none can hurt the run."""
     nodes = composed.tree.get("tracker") or {}
-    return Isolated(
-        {name: build_node(composed, f"tracker.{name}", node) for name, node in nodes.items() if node is not None}
-    )
+    trackers: dict[str, Tracker] = {}
+    for name, node in nodes.items():
+        if node is not None:
+            trackers[name] = build_node(composed, f"tracker.{name}", node)
+            check_offers(trackers[name], f"tracker.{name}", Tracker)
+    return Isolated(trackers)

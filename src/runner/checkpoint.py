@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +25,7 @@ from runner import fingerprint
 from runner.protocols import CheckpointContent, Fault, Mistake
 
 FORMAT = 1
-OPTIMIZER = "optimizer.safetensors"
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
 
 class Local:
@@ -33,7 +34,7 @@ class Local:
     def save(self, folder: Path, checkpoint: CheckpointContent) -> Path:
         """Raises `Fault` when there is no room or the disk fails; what was there before stays, one of this step too."""
         root = folder / "checkpoints"
-        place = place_of(folder, checkpoint.step)
+        place = self.place(folder, checkpoint.step)
         beside = root / f".tmp-{place.name}-{os.getpid()}"
         if fault_of(place) is None:
             return place
@@ -47,7 +48,7 @@ class Local:
                 raise OSError(28, f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
             save_file(dict(checkpoint.trainable), beside / "trainable.safetensors")
             save_file(dict(checkpoint.optimizer), beside / OPTIMIZER)
-            (beside / "state.json").write_text(json.dumps(dict(checkpoint.state)), encoding="utf-8")
+            (beside / STATE).write_text(json.dumps(dict(checkpoint.state)), encoding="utf-8")
             files = {}
             for file in sorted(beside.iterdir()):
                 file.chmod(0o666 & ~current_umask())
@@ -89,11 +90,21 @@ class Local:
             step=json.loads((path / "MANIFEST.json").read_text(encoding="utf-8"))["step"],
             trainable=load_file(path / "trainable.safetensors"),
             optimizer=load_file(path / OPTIMIZER) if optimizer else {},
-            state=json.loads((path / "state.json").read_text(encoding="utf-8")),
+            state=json.loads((path / STATE).read_text(encoding="utf-8")),
         )
+
+    def state(self, path: Path) -> Mapping[str, Any]:
+        try:
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
 
     def steps(self, folder: Path) -> list[int]:
         return [int(place.name.removeprefix("step-")) for place in places(folder)]
+
+    def place(self, folder: Path, step: int) -> Path:
+        return folder / "checkpoints" / f"step-{step:08d}"
 
     def prune(self, folder: Path, keep: Iterable[int]) -> None:
         kept = {f"step-{step:08d}" for step in keep}
@@ -117,11 +128,6 @@ def places(folder: Path) -> list[Path]:
     )
 
 
-def place_of(folder: Path, step: int) -> Path:
-    """Where a run has the checkpoint of a step."""
-    return folder / "checkpoints" / f"step-{step:08d}"
-
-
 def fault_of(path: Path, unread: Sequence[str] = ()) -> str | None:
     """Why a checkpoint is not whole, or None: every file of the manifest is there with its size and hash. Files of the
     names in `unread` may be gone or broken."""
@@ -132,7 +138,7 @@ def fault_of(path: Path, unread: Sequence[str] = ()) -> str | None:
         files = dict(manifest["files"])
         if manifest["format"] != FORMAT:
             return f"its format is {manifest['format']}, this version reads {FORMAT}"
-        if set(files) != {"trainable.safetensors", OPTIMIZER, "state.json"}:
+        if set(files) != {"trainable.safetensors", OPTIMIZER, STATE}:
             return "its manifest names other files"
     except FileNotFoundError:
         return "it has no MANIFEST.json"

@@ -14,6 +14,7 @@ from torch import nn
 
 from runner.data.collate import Collate
 from runner.data.order import without_weight
+from runner.offers import check_metrics, check_predictions
 from runner.protocols import Example, Objective, Prediction
 
 if TYPE_CHECKING:
@@ -54,11 +55,15 @@ def evaluate(
         said: list[Prediction] = []
         for batch in rounds(prompts, batch_size, peers):
             check_stop()
-            predicted = objective.predict(collate(batch))
+            asked = collate(batch)
+            predicted = objective.predict(asked)
+            check_predictions(predicted, asked)
             said += predicted if batch[0].weight else []
     by_id = {one.id: one for part in peers.gather(said) for one in part}
     predictions = [by_id[prompt.id] for prompt in prompts]
-    return metrics | objective.metrics(predictions), predictions
+    of_predictions = objective.metrics(predictions)
+    check_metrics(of_predictions)
+    return metrics | of_predictions, predictions
 
 
 def losses(

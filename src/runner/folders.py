@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from runner.protocols import Fault, Mistake
-from runner.run_folder import is_locked, read_status
+from runner.run_folder import is_locked, read_status, run_of
 
 
 def choose_folder(tree: Mapping[str, Any], run_dir: str | None) -> Path:
@@ -49,10 +49,8 @@ def _chosen(tree: Mapping[str, Any], run_dir: str | None) -> Path:
     name, resume = str(tree["name"]), tree["resume"]
     if resume not in (None, "auto"):
         given = Path(resume)
-        if not given.is_dir():
-            raise Mistake(
-                f"resume={resume}: there is no such folder. Give a run's folder, one of its checkpoints, or auto."
-            )
+        if not given.exists():
+            raise Mistake(f"resume={resume}: there is none. Give a run's folder, one of its checkpoints, or auto.")
         if (given / "config.yaml").is_file():
             if run_dir is not None and Path(run_dir).resolve() != given.resolve():
                 raise Mistake(
@@ -60,9 +58,10 @@ def _chosen(tree: Mapping[str, Any], run_dir: str | None) -> Path:
                     "hydra.run.dir away, or give a checkpoint of the run to start a new one there."
                 )
             return given
-        if not (given / "MANIFEST.json").is_file():
+        if run_of(given) is None:
             raise Mistake(
-                f"resume={resume} is neither a run's folder (no config.yaml) nor a checkpoint (no MANIFEST.json)."
+                f"resume={resume} is neither a run's folder nor in one: there is no config.yaml, so nobody can tell "
+                "how it was trained. Give a run's folder, or a checkpoint that lies in one."
             )
     if run_dir is not None:
         folder = Path(run_dir)

@@ -15,7 +15,7 @@ from runner.data.length import LengthReport
 from runner.data.rows import check_modalities, placeholder_names, with_text
 from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
-from runner.offers import check_offers
+from runner.offers import check_offers, check_pools
 from runner.protocols import Encoder, Example, LabelObjective, Mistake, Objective, PooledFusion, Row
 from runner.seats import Learner, build_encoders, build_projectors, read_splits, seat
 from runner.targets import asked_by
@@ -63,6 +63,7 @@ def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
     """Raises `Mistake` for whatever config and rows have wrong."""
     frame = build_frame(composed)
     examples = read_examples(composed, frame)
+    check_pools(frame.encoders, frame.fusion, frame.collate(), examples["train"])
     objective = build_objective(composed, frame, rows=[one.row for one in examples["train"]])
     for one in (one for split in examples.values() for one in split):
         objective.check_row(one.row)

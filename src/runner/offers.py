@@ -1,11 +1,12 @@
-"""What a part must offer and give, held against its protocol once, at build: a part that is wrong is refused by name.
+"""What a part must offer and give, held against its protocol once: a part that is wrong is refused by name.
 
 Shapes: B rows, L text tokens, N items, T tokens an item, E an encoder's width, D the language model's, M merged tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,16 +14,42 @@ from torch import Tensor, nn
 
 from runner.data.collate import Collate
 from runner.models.llm import LanguageModel
-from runner.protocols import IGNORED, Batch, Encoder, Example, Fused, InputFusion, Mistake, Projector, Stopped, Tokens
+from runner.models.pooling import mean_of
+from runner.protocols import (
+    IGNORED,
+    Batch,
+    Checkpointer,
+    Encoder,
+    Example,
+    Fused,
+    InputFusion,
+    Message,
+    Mistake,
+    Objective,
+    PooledFusion,
+    Prediction,
+    Projector,
+    Row,
+    RowSource,
+    Schedule,
+    Step,
+    Stopped,
+    Term,
+    Tokens,
+    Tracker,
+)
 
 RAISED = object()
+NO_MODULES: tuple[type, ...] = (RowSource, Tracker, Checkpointer, Schedule)
+"""Protocols of parts that hold no weights."""
 
 
 def check_offers(part: Any, name: str, protocol: type) -> None:
     """Raises `Mistake` naming what a part lacks of its protocol."""
-    methods = [key for key, value in vars(protocol).items() if callable(value) and not key.startswith("_")]
-    lacks = [member for member in (*protocol.__annotations__, *methods) if not hasattr(part, member)]
-    if not isinstance(part, nn.Module):
+    own = {key: value for key, value in vars(protocol).items() if not key.startswith("_") or key == "__call__"}
+    offered = [key for key, value in own.items() if callable(value) or isinstance(value, property)]
+    lacks = [member for member in {**protocol.__annotations__, **dict.fromkeys(offered)} if not hasattr(part, member)]
+    if protocol not in NO_MODULES and not isinstance(part, nn.Module):
         lacks.insert(0, "the base class torch.nn.Module")
     if lacks:
         raise Mistake(
@@ -44,31 +71,129 @@ def check_gives(
 
     A part that raises here is let be: it may need the device or the number type that training will give it.
     """
-    for modality in encoders if fusion else ():
-        has_item = (one for one in examples if any(name == modality for name, _, _ in one.places))
-        example = next(has_item, None)
-        if example is None:
-            continue
-        for name, item, _ in example.places:
-            given = collate.item(name, example, item)
-            if not isinstance(given, dict) or not given or not all(isinstance(one, Tensor) for one in given.values()):
-                raise Mistake(f"encoder.{name}: its preprocess gave {shown(given)}; it must give a dict of tensors.")
-        batch = collate([example])
-        streams: dict[str, Tokens] = {}
-        for name, stream in batch.streams.items():
-            count = len(stream.places)
-            tokens = called(encoders[name], **stream.inputs)
-            if tokens is RAISED:
+    if fusion is None:
+        return
+    for example in first_with_each(encoders, examples):
+        batch = checked_batch(collate, example)
+        streams = {}
+        for name, tokens in encoded(encoders, batch).items():
+            streams[name] = RAISED if tokens is RAISED else called(projectors[name], tokens)
+            if streams[name] is RAISED:
                 return
-            check_tokens(f"encoder.{name}", tokens, count, encoders[name].width)
-            tokens = called(projectors[name], tokens)
-            if tokens is RAISED:
-                return
-            check_tokens(f"projector (of encoder.{name})", tokens, count, llm.width)
-            streams[name] = tokens
+            check_tokens(f"projector (of encoder.{name})", streams[name], len(tokens.features), llm.width)
         fused = called(fusion, llm.embed(batch.input_ids.to(llm.embedding.weight.device)), batch, streams, "right")
         if fused is not RAISED:
             check_fused(fused, batch, llm.width)
+
+
+@torch.no_grad()
+def check_pools(
+    encoders: Mapping[str, Encoder], fusion: PooledFusion | None, collate: Collate, examples: Sequence[Example]
+) -> None:
+    """The same for an objective without a language model, and perhaps without a fusion."""
+    for example in first_with_each(encoders, examples):
+        streams = encoded(encoders, checked_batch(collate, example))
+        if RAISED in streams.values():
+            return
+        if fusion is None:
+            continue
+        vectors = {name: torch.zeros(1, encoder.width) for name, encoder in encoders.items()}
+        vectors |= {name: mean_of(tokens).mean(0, keepdim=True) for name, tokens in streams.items()}
+        given = called(fusion, vectors, {name: torch.tensor([name in streams]) for name in encoders})
+        right = isinstance(given, Tensor) and given.is_floating_point() and given.shape == (1, fusion.width)
+        if given is not RAISED and not right:
+            raise Mistake(f"fusion gave {shown(given)}; it must give floating-point numbers [1, {fusion.width}].")
+
+
+def first_with_each(modalities: Iterable[str], examples: Sequence[Example]) -> Iterator[Example]:
+    """For each modality the first row that has an item of it."""
+    for modality in modalities:
+        yield from islice((one for one in examples if any(name == modality for name, _, _ in one.places)), 1)
+
+
+def checked_batch(collate: Collate, example: Example) -> Batch:
+    for name, item, _ in example.places:
+        given = collate.item(name, example, item)
+        if not isinstance(given, dict) or not given or not all(isinstance(one, Tensor) for one in given.values()):
+            raise Mistake(f"encoder.{name}: its preprocess gave {shown(given)}; it must give a dict of tensors.")
+    return collate([example])
+
+
+def encoded(encoders: Mapping[str, Encoder], batch: Batch) -> dict[str, Any]:
+    """`Tokens` by modality, or RAISED."""
+    streams = {}
+    for name, stream in batch.streams.items():
+        streams[name] = called(encoders[name], **stream.inputs)
+        if streams[name] is not RAISED:
+            check_tokens(f"encoder.{name}", streams[name], len(stream.places), encoders[name].width)
+    return streams
+
+
+def check_splits(splits: Any) -> None:
+    """Raises `Mistake` for what a row source gives beside rows of named splits, each with an id of its own."""
+    if not isinstance(splits, Mapping) or not all(isinstance(rows, Sequence) for rows in splits.values()):
+        raise Mistake(f"data: read gave {shown(splits)}; it must give a list of rows for each split by name.")
+    for split, rows in splits.items():
+        seen: set[str] = set()
+        for row in rows:
+            wrong = fault_of_row(row)
+            if wrong:
+                raise Mistake(f"data: read gave a row of the {split} split {wrong}. See Row in runner/protocols.py.")
+            if row.id in seen:
+                raise Mistake(
+                    f"{row.where}: another row of the {split} split has the id {row.id} too. Give each its own."
+                )
+            seen.add(row.id)
+
+
+def fault_of_row(row: Any) -> str | None:
+    if not isinstance(row, Row):
+        return f"that is {shown(row)}; it must be a runner.protocols.Row"
+    name: Any = row.id
+    messages: Any = row.messages
+    if not isinstance(name, str):
+        return f"whose id is {name!r} ({row.where}); it must be a text"
+    if not isinstance(messages, tuple) or not all(isinstance(one, Message) for one in messages):
+        return f"whose messages are no tuple of Message ({row.where}, id {name})"
+    loose = [modality for modality, items in row.items.items() if not isinstance(items, tuple)]
+    return f"whose items of {loose[0]} are no tuple ({row.where}, id {name})" if loose else None
+
+
+def check_counts(objective: Objective, batch: Batch) -> None:
+    counts = objective.counts(batch)
+    if not isinstance(counts, dict) or not counts or not all(isinstance(one, int | float) for one in counts.values()):
+        raise Mistake(f"model: counts gave {shown(counts)}; it must give a number for each term of the loss by name.")
+
+
+def check_step(step: Any, counts: Mapping[str, float]) -> None:
+    """Raises `Mistake` for what an objective's forward must not give: the loop divides each term's sum by its count."""
+    terms = step.terms if isinstance(step, Step) else None
+    if not isinstance(terms, dict) or not all(
+        isinstance(one, Term) and isinstance(one.sum, Tensor) and not one.sum.dim() for one in terms.values()
+    ):
+        raise Mistake(
+            f"model: forward gave {shown(step)}; it must give runner.protocols.Step, each of its terms a Term whose "
+            "sum is a scalar tensor."
+        )
+    if set(terms) != set(counts):
+        raise Mistake(
+            f"model: forward gave the terms {', '.join(terms)} and counts gave {', '.join(counts)}; they must have the "
+            "same names."
+        )
+
+
+def check_predictions(predictions: Any, batch: Batch) -> None:
+    right = isinstance(predictions, list) and all(isinstance(one, Prediction) for one in predictions)
+    if not right or [one.id for one in predictions] != batch.ids:
+        raise Mistake(
+            f"model: predict gave {shown(predictions)} for {len(batch.ids)} rows; it must give a list with a "
+            "runner.protocols.Prediction for each row of the batch, with its id and in its order."
+        )
+
+
+def check_metrics(metrics: Any) -> None:
+    if not isinstance(metrics, dict) or not all(isinstance(one, int | float) for one in metrics.values()):
+        raise Mistake(f"model: metrics gave {shown(metrics)}; it must give numbers by name.")
 
 
 def called(part: Any, *arguments: Any, **named: Any) -> Any:
@@ -135,6 +260,10 @@ def shown(value: Any) -> str:
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, Tokens | Fused):
         return f"{type(value).__name__}({', '.join(f'{name}={shown(one)}' for name, one in vars(value).items())})"
+    if isinstance(value, Step):
+        return f"Step({shown(value.terms)})"
+    if isinstance(value, Term):
+        return f"Term({shown(value.sum)})"
     if isinstance(value, dict):
         return f"a dict ({', '.join(f'{name}: {shown(one)}' for name, one in value.items())})"
     return "None" if value is None else f"a {type(value).__name__}"

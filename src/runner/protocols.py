@@ -320,8 +320,17 @@ class Checkpointer(Protocol):
         """`optimizer=False` leaves its state out, unread. Raises `Mistake` when the checkpoint is not whole."""
         ...
 
+    def state(self, path: Path) -> Mapping[str, Any]:
+        """A checkpoint's `state` alone, read without its weights; empty where it cannot be read."""
+        ...
+
     def steps(self, folder: Path) -> list[int]:
         """The steps of the visible checkpoints."""
+        ...
+
+    def place(self, folder: Path, step: int) -> Path:
+        """Where a run has the checkpoint of a step: a folder or a file, best inside the run's own folder, as only such
+        a one can be given to `resume` by its own name."""
         ...
 
     def prune(self, folder: Path, keep: Iterable[int]) -> None:

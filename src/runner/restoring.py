@@ -9,9 +9,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from runner.checkpoint import own_tensors, place_of, restore
+from runner.checkpoint import own_tensors, restore
 from runner.protocols import CheckpointContent, Checkpointer, Mistake, Objective
-from runner.run_folder import read_json
 
 
 @dataclass(frozen=True)
@@ -28,19 +27,19 @@ def choose(folder: Path, at: str | int, checkpointer: Checkpointer) -> Chosen:
     steps = sorted(checkpointer.steps(folder))
     if not steps:
         raise Mistake(f"run={folder} has no checkpoint, so there are no trained weights. Give a run that has one.")
-    step, why = (at, "as asked for") if isinstance(at, int) else last_or_best(folder, at, steps)
+    step, why = (at, "as asked for") if isinstance(at, int) else last_or_best(folder, at, steps, checkpointer)
     if step not in steps:
         listed = ", ".join(map(str, steps))
         raise Mistake(f"at={at}: run={folder} keeps no checkpoint of step {step}. Set at=STEP; it has {listed}.")
-    path = place_of(folder, step)
+    path = checkpointer.place(folder, step)
     return Chosen(path, checkpointer.load(path, optimizer=False), why)
 
 
-def last_or_best(folder: Path, at: str, steps: list[int]) -> tuple[int, str]:
+def last_or_best(folder: Path, at: str, steps: list[int], checkpointer: Checkpointer) -> tuple[int, str]:
     """The step, and why it is that."""
     if at == "last":
         return steps[-1], "the last"
-    states = (read_json(place_of(folder, step) / "state.json").get("progress") for step in reversed(steps))
+    states = (checkpointer.state(checkpointer.place(folder, step)).get("progress") for step in reversed(steps))
     progress: Mapping[str, Any] = next(filter(None, states), {})
     best = progress.get("best")
     if not best:

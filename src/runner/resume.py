@@ -13,7 +13,7 @@ from torch import nn
 from runner.checkpoint import own_tensors, restore, restore_optimizer
 from runner.folders import refuse_a_second_run
 from runner.protocols import CheckpointContent, Mistake
-from runner.run_folder import read_json
+from runner.run_folder import read_json, run_of
 from runner.session import Progress
 
 if TYPE_CHECKING:
@@ -106,7 +106,9 @@ def find_start(composed: Composed, folder: Path, parts: Parts) -> Start:
     named = Path(given.resume) if given.resume != "auto" else folder
     passed_over: list[str] = []
     path: Path | None = named
-    if not (named / "MANIFEST.json").is_file():
+    origin: Path | None = None
+    if given.resume == "auto" or (named / "config.yaml").is_file():
+        origin = named
         path, passed_over = checkpointer.newest(named)
         if path is None and (passed_over or given.resume != "auto"):
             reasons = "\n".join(passed_over)
@@ -115,13 +117,13 @@ def find_start(composed: Composed, folder: Path, parts: Parts) -> Start:
             raise Mistake("\n".join(passed_over) + f"\nSet resume=auto to go on from {path}, or give a checkpoint.")
     forked_from = read_json(folder / "environment.json").get("parent")
     if path is None and forked_from:
-        path = Path(forked_from)  # a fork that was killed before it had a checkpoint of its own
+        path, origin = Path(forked_from), None  # a fork that was killed before it had a checkpoint of its own
     if path is None:
         return Start(
             None, None, None, (f"resume=auto: {folder} has no checkpoint yet, so it starts from the first step.",)
         )
     content = checkpointer.load(path)
-    origin = path.parent.parent
+    origin = origin or run_of(path) or path.parent
     changes = told_changes(origin / "config.yaml", composed.saved, given.force_resume)
     check_same(content, parts, path, given.force_resume)
     parent = path if origin.resolve() != folder.resolve() else None

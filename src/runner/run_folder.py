@@ -56,6 +56,11 @@ def read_status(folder: Path) -> dict[str, Any]:
     return read_json(folder / "status.json")
 
 
+def run_of(place: Path) -> Path | None:
+    """The folder of the run that a checkpoint lies in: the nearest above it that has a config."""
+    return next((one for one in (*place.parents, *place.absolute().parents) if (one / "config.yaml").is_file()), None)
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """Empty when there is no such file, or none that can be read."""
     try:

@@ -69,11 +69,13 @@ def read_run_config(folder: Path, anew: Mapping[str, Any], plugin_folders: Seque
 
 
 def no_run(folder: Path) -> str:
-    if not folder.is_dir():
+    if not folder.exists():
         return f"run: there is no folder {folder}{beside(str(folder))}. Give the folder of a trained run."
-    if (folder / "MANIFEST.json").is_file():
-        step = int(folder.name.rpartition("-")[2]) if folder.name.rpartition("-")[2].isdigit() else "STEP"
-        return f"run={folder} is a checkpoint. Give its run's folder, and at={step}."
+    run = next((one for one in folder.absolute().parents if (one / "config.yaml").is_file()), None)
+    if run is not None:
+        step = re.search(r"\d+", folder.stem)
+        at = f", and at={int(step[0])} for that checkpoint" if step else ""
+        return f"run={folder} lies inside the run {run.name}. Give its run's folder{at}."
     return f"run={folder} is no run's folder: it has no config.yaml. Give the folder of a trained run."
 
 

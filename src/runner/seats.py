@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,8 +12,19 @@ from runner.config import Composed
 from runner.data.collate import Collate
 from runner.data.length import LengthReport
 from runner.models.initialization import seeded
-from runner.offers import check_offers
-from runner.protocols import Encoder, Example, Fault, Mistake, Objective, Projector, Row, RowSource, Stopped
+from runner.offers import check_offers, check_splits
+from runner.protocols import (
+    Checkpointer,
+    Encoder,
+    Example,
+    Fault,
+    Mistake,
+    Objective,
+    Projector,
+    Row,
+    RowSource,
+    Stopped,
+)
 
 ITEM_FIELDS = ("image", "audio", "series")
 """The modalities of the row schema, whose fields hold items also where the model has no encoder for them."""
@@ -71,8 +83,15 @@ def seat(composed: Composed, name: str, **runtime: Any) -> Any:
 
 def build_node(composed: Composed, name: str, node: Mapping[str, Any], **runtime: Any) -> Any:
     """Raises `Fault` with the node's place in the config where its constructor fails."""
-    try:
+    with named(name, node):
         return config.build(node, composed.plugin_folders, **runtime)
+
+
+@contextmanager
+def named(name: str, node: Mapping[str, Any]) -> Iterator[None]:
+    """Say of what a part raises which part it was."""
+    try:
+        yield
     except (Mistake, Fault, Stopped):
         raise
     except Exception as error:
@@ -114,4 +133,14 @@ def build_projectors(composed: Composed, encoders: Mapping[str, Encoder], width:
 def read_splits(composed: Composed, modalities: Sequence[str]) -> dict[str, Sequence[Row]]:
     """The rows of the config's source, by split."""
     source: RowSource = mixed_seat(composed, "data", settings.Data)
-    return dict(source.read(sorted({*ITEM_FIELDS, *modalities})))
+    check_offers(source, "data", RowSource)
+    with named("data", composed.tree["data"]):
+        splits = source.read(sorted({*ITEM_FIELDS, *modalities}))
+    check_splits(splits)
+    return dict(splits)
+
+
+def build_checkpointer(composed: Composed) -> Checkpointer:
+    checkpointer: Checkpointer = mixed_seat(composed, "checkpoint", settings.Checkpoint)
+    check_offers(checkpointer, "checkpoint", Checkpointer)
+    return checkpointer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -117,15 +117,20 @@ class Session:
 class Anchored(nn.Module):
     """An objective as the loop calls it: its loss hangs on something that trains, also for rows that use no such part.
 
-    Else one process would have no backward pass, where the others wait for its gradients.
+    Else one process would have no backward pass, where the others wait for its gradients. `check` is called with the
+    first step and its counts.
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, check: Callable[[Step, Mapping[str, float]], None]) -> None:
         super().__init__()
+        self._check: Callable[[Step, Mapping[str, float]], None] | None = check
         self.objective = cast(nn.Module, objective)
 
     def forward(self, batch: Batch) -> Step:
         step: Step = self.objective(batch)
+        if self._check is not None:
+            self._check(step, cast(Objective, self.objective).counts(batch))
+            self._check = None
         if any(term.sum.requires_grad for term in step.terms.values()):
             return step
         nothing = 0.0 * next(one for one in self.objective.parameters() if one.requires_grad).sum()

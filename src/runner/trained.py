@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from runner import settings
 from runner.build import Settings, kind_of, read_settings
 from runner.inventory import files_of
 from runner.precision import start_accelerator
 from runner.restoring import choose, put_back
 from runner.saved_config import read_run_config
-from runner.seats import mixed_seat
+from runner.seats import build_checkpointer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -62,6 +61,6 @@ def open_trained(asked: Mapping[str, Any], plugin_folders: Sequence[Path]) -> Tr
     folder = Path(asked["run"])
     composed = read_run_config(folder, asked, plugin_folders)
     given = read_settings(composed)
-    chosen = choose(folder, asked["at"], mixed_seat(composed, "checkpoint", settings.Checkpoint))
+    chosen = choose(folder, asked["at"], build_checkpointer(composed))
     accelerator, precision = start_accelerator(given.precision, replace(given.cluster, num_processes=1))
     return Trained(folder, composed, given, chosen, kind_of(composed).build_frame(composed), accelerator, precision)

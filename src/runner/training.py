@@ -29,6 +29,7 @@ from runner.feed import steps_of
 from runner.inventory import components_of
 from runner.model_parts import frozen_at
 from runner.models.initialization import reseed
+from runner.offers import check_step
 from runner.peers import Peers
 from runner.precision import start_accelerator
 from runner.protocols import Fault, Mistake, RunDescription, Stopped
@@ -59,7 +60,7 @@ def train(composed: Composed, folder: Path) -> dict[str, Any]:
         start = find_start(composed, folder, parts)
         for sentence in start.sentences:
             terminal.say(sentence)
-        model, optimizer = accelerator.prepare(Anchored(parts.objective), parts.optimizer)
+        model, optimizer = accelerator.prepare(Anchored(parts.objective, check_step), parts.optimizer)
         progress, recorder = Progress(), Recorder(accelerator)
         if start.content is not None:
             continue_from(start, parts, progress, recorder, accelerator)

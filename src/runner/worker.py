@@ -17,6 +17,8 @@ from runner.signals import end_with_parent
 def main() -> int:
     """0 for a run that ended well or was stopped and saved: another code would make an engine end the others."""
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    if folder.is_relative_to(Path.cwd()):  # told as a run of one process tells it
+        folder = folder.relative_to(Path.cwd())
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the run has handlers of its own
     if LAUNCHER in os.environ:  # one that was killed leaves no process behind
         end_with_parent(signal.SIGTERM, int(os.environ[LAUNCHER]))
