@@ -98,6 +98,24 @@ def test_the_curve_is_the_same_however_a_step_is_split(whole: Path, pictures: Pa
     assert abs(held_out["loss"] - again["loss"]) <= 2e-6 and held_out["exact_match"] == again["exact_match"]
 
 
+def test_one_process_may_lack_what_the_other_has(pictures: Path, tmp_path: Path) -> None:
+    """Of two processes one has pictures in its rows and the other none, by turns: no wait without end, the same curve.
+
+    In the file's order a step of 8 rows is 4 and 4; rows 4 to 7 and 8 to 11 have no picture, a whole share each.
+    """
+    rows = [json.loads(line) for line in (pictures / "train.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row | {"image": None if 4 <= k < 12 else f"{k}.png"}) + "\n" for k, row in enumerate(rows[:16])]
+    (pictures / "apart.jsonl").write_text("".join(lines))
+    data = [f"data.path={pictures}/apart.jsonl", f"data.val_path={pictures}/val.jsonl", "data.order=file"]
+    words = [*SMALL, *data, "train.max_steps=6"]
+    assert ranks.train(tmp_path / "one", words) == [0]
+    assert ranks.train(tmp_path / "two", words, 2) == [0, 0]
+    one, two = train_lines(tmp_path / "one"), train_lines(tmp_path / "two")
+    assert [line["ids"] for line in one] == [line["ids"] for line in two] and len(one) == 6
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(one, two, strict=True)) <= 2e-6
+    assert lines_of(tmp_path / "one")[-1]["exact_match"] == lines_of(tmp_path / "two")[-1]["exact_match"]
+
+
 def in_float64(rank: int) -> None:
     """Build every part in float64. (GPT-2: other families compute their norms in float32 whatever they are given.)"""
     build, move = training.build, Instruct._move
