@@ -17,7 +17,7 @@ RIGHT_PYTHON := $(BIN)/python -c 'import pip, sys; sys.exit(not $(RIGHT_VERSION)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train-quick train train-custom test test-zoo test-faults test-slow lint bench wheel clean
+.PHONY: help setup train-quick train train-custom test test-zoo test-faults test-slow lint bench results wheel clean
 
 help:
 	@echo 'make train-quick                          set up, then train a small image-to-text model (about a minute)'
@@ -29,6 +29,7 @@ help:
 	@echo 'make test-slow                            the tests that train whole runs (some minutes)'
 	@echo 'make lint                                 ruff, its formatter and mypy'
 	@echo 'make bench                                runner beside other training loops, into docs/BENCHMARKS.md (10 minutes)'
+	@echo 'make results                              train on real sets, three seeds each, into docs/RESULTS.md (20 minutes)'
 	@echo 'make wheel                                build dist/*.whl'
 	@echo 'make setup                                only set up .venv'
 	@echo 'make clean                                delete what the others built, .venv included; runs are kept'
@@ -73,6 +74,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.compare $(ARGS)
+
+results: setup
+	$(BIN)/python -m benchmarks.results $(ARGS)
 
 wheel: setup
 	$(BIN)/python -m build --no-isolation

@@ -127,10 +127,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
-def write_section(docs: Path, text: str) -> None:
+def write_section(docs: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Put the text between the two markers of a file; the rest of it stays."""
-    before, begin, rest = docs.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{docs} has no {BEGIN} with {END} after it; write both where the tables are to stand.")
-    docs.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    before, begun, rest = docs.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
+    if not begun or not ended:
+        raise SystemExit(f"{docs} has no {begin} with {end} after it; write both where the tables are to stand.")
+    docs.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

@@ -93,10 +93,10 @@ def test_a_step_may_be_split_and_rows_may_lack_what_others_have(
 
 WIDTHS = {"image": 6, "audio": 4, "series": 3}
 FUSIONS = {
-    "concat": lambda: pooled.Concat(WIDTHS, dropout=0.0),
-    "gated": lambda: pooled.Gated(WIDTHS, hidden_size=8, dropout=0.0),
-    "bilinear": lambda: pooled.Bilinear(WIDTHS, hidden_size=8, dropout=0.0),
-    "attention": lambda: pooled.Attention(WIDTHS, hidden_size=8, heads=2, dropout=0.0),
+    "concat": lambda: pooled.Concat(WIDTHS, modality_dropout=0.0, dropout=0.0),
+    "gated": lambda: pooled.Gated(WIDTHS, hidden_size=8, modality_dropout=0.0, dropout=0.0),
+    "bilinear": lambda: pooled.Bilinear(WIDTHS, hidden_size=8, modality_dropout=0.0, dropout=0.0),
+    "attention": lambda: pooled.Attention(WIDTHS, hidden_size=8, heads=2, modality_dropout=0.0, dropout=0.0),
 }
 
 
@@ -117,12 +117,30 @@ def test_what_a_row_lacks_is_not_seen(name: str, there: list[tuple[bool, ...]], 
     assert torch.allclose(alone, fused[:1], atol=1e-6)
 
 
+@settings(deadline=None, max_examples=20)
+@given(share=st.floats(0, 0.9), seed=st.integers(0, 99), training=st.booleans())
+def test_a_row_may_be_made_to_lack_a_modality_but_never_all(share: float, seed: int, training: bool) -> None:
+    torch.manual_seed(seed)
+    there = torch.rand(3, 400) > 0.3
+    there[0] |= ~there.any(0)
+    present = dict(zip(WIDTHS, there, strict=True))
+    left = torch.stack(list(pooled.ModalityDropout(share).train(training)(present).values()))
+    assert left.any(0).all() and not (left & ~there).any()
+    if not training or share == 0:
+        assert torch.equal(left, there)
+    rows = there.all(0)
+    several = left[:, rows].float().mean().item()
+    # A row that would lose all three keeps them.
+    expected = 1 - share + share**3 if training else 1.0
+    assert abs(several - expected) < 0.15
+
+
 def row(label: Any, number: int = 1) -> Row:
     return Row(f"row-{number}", f"train.jsonl:{number}", label=label)
 
 
 def objective(labels: Sequence[Any], **changes: Any) -> Classify:
-    fusion = pooled.Concat({"image": 4}, dropout=0.0)
+    fusion = pooled.Concat({"image": 4}, modality_dropout=0.0, dropout=0.0)
     rows = [row(label, number) for number, label in enumerate(labels, start=1)]
     given = {"class_weights": "none", "label_smoothing": 0.0, "loss": None, "memory": None} | changes
     return Classify({}, fusion, rows, **given)

@@ -2,7 +2,8 @@
 
 Each takes vectors by modality, [B, E] of its encoder's width E, and which rows have them, bool [B]. What a row lacks
 never counts: its vector is zeros on arrival, and what replaces it is the same for every row that lacks it. H is the
-width that comes out.
+width that comes out. modality_dropout: while training, the share of a row's modalities that it is made to lack, all but
+one at most (Neverova et al., "ModDrop: Adaptive Multi-modal Gesture Recognition", 2016).
 """
 
 from __future__ import annotations
@@ -17,6 +18,23 @@ from torch import Tensor, nn
 
 Width = Annotated[int, Ge(1)]
 Share = Annotated[float, Ge(0), Lt(1)]
+
+
+class ModalityDropout(nn.Module):
+    """So that a model does not lean on one modality alone, and knows rows that lack another."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, present: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What is left of `present`; a row that would lose all keeps all."""
+        if not (self.training and self.share):
+            return present
+        there = torch.stack(list(present.values()))  # [modalities, B]
+        kept = there & (torch.rand(there.shape, device=there.device) >= self.share)
+        kept = torch.where(kept.any(0), kept, there)
+        return dict(zip(present, kept, strict=True))
 
 
 class Normalized(nn.Module):
@@ -50,13 +68,15 @@ class Projected(nn.Module):
 class Concat(nn.Module):
     """Side by side: H is the sum of the encoders' widths."""
 
-    def __init__(self, widths: Mapping[str, int], dropout: Share) -> None:
+    def __init__(self, widths: Mapping[str, int], modality_dropout: Share, dropout: Share) -> None:
         super().__init__()
+        self.modality_dropout = ModalityDropout(modality_dropout)
         self.width = sum(widths.values())
         self.normalized = Normalized(widths)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        present = self.modality_dropout(present)
         return self.dropout(torch.cat(list(self.normalized(vectors, present).values()), dim=1))
 
 
@@ -64,14 +84,16 @@ class Gated(nn.Module):
     """A weighted sum; each row's weights over the modalities that it has are learnt from all of them (Arevalo et al.,
     "Gated Multimodal Units for Information Fusion", 2017)."""
 
-    def __init__(self, widths: Mapping[str, int], hidden_size: Width, dropout: Share) -> None:
+    def __init__(self, widths: Mapping[str, int], hidden_size: Width, modality_dropout: Share, dropout: Share) -> None:
         super().__init__()
+        self.modality_dropout = ModalityDropout(modality_dropout)
         self.width = hidden_size
         self.projected = Projected(widths, hidden_size)
         self.gate = nn.Linear(hidden_size * len(widths), len(widths))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        present = self.modality_dropout(present)
         projected = self.projected(vectors, present)
         stacked = torch.stack([torch.tanh(one) for one in projected.values()], dim=1)  # [B, modalities, H]
         missing = ~torch.stack([present[name] for name in projected], dim=1)
@@ -84,14 +106,16 @@ class Bilinear(nn.Module):
     """Every modality, and the product of every two (low-rank bilinear pooling: Kim et al., "Hadamard Product for
     Low-rank Bilinear Pooling", 2017)."""
 
-    def __init__(self, widths: Mapping[str, int], hidden_size: Width, dropout: Share) -> None:
+    def __init__(self, widths: Mapping[str, int], hidden_size: Width, modality_dropout: Share, dropout: Share) -> None:
         super().__init__()
+        self.modality_dropout = ModalityDropout(modality_dropout)
         pairs = len(widths) * (len(widths) - 1) // 2
         self.width = hidden_size * (len(widths) + pairs)
         self.projected = Projected(widths, hidden_size)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        present = self.modality_dropout(present)
         singles = list(self.projected(vectors, present).values())
         pairs = [torch.tanh(one) * torch.tanh(two) for one, two in combinations(singles, 2)]
         return self.dropout(torch.cat([*singles, *pairs], dim=1))
@@ -100,8 +124,11 @@ class Bilinear(nn.Module):
 class Attention(nn.Module):
     """A learnt query looks at the modalities that a row has, through one attention layer."""
 
-    def __init__(self, widths: Mapping[str, int], hidden_size: Width, heads: Width, dropout: Share) -> None:
+    def __init__(
+        self, widths: Mapping[str, int], hidden_size: Width, heads: Width, modality_dropout: Share, dropout: Share
+    ) -> None:
         super().__init__()
+        self.modality_dropout = ModalityDropout(modality_dropout)
         self.width = hidden_size
         self.projected = Projected(widths, hidden_size)
         self.kind = nn.Parameter(torch.randn(len(widths), hidden_size) * 0.02)
@@ -110,6 +137,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, vectors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        present = self.modality_dropout(present)
         projected = self.projected(vectors, present)
         tokens = torch.stack(list(projected.values()), dim=1) + self.kind
         missing = ~torch.stack([present[name] for name in projected], dim=1)
