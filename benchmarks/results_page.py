@@ -32,7 +32,7 @@ def page(recipes: Sequence[Recipe], measured: Mapping[str, Any]) -> str:
 
 
 def row(recipe: Recipe, one: Mapping[str, Any] | None) -> tuple[str, ...]:
-    wanted = f"{'at most' if recipe.lower_is_better else 'at least'} {recipe.bar:.2f}"
+    wanted = f"{'at most' if recipe.lower_is_better else 'at least'} {recipe.bar:.2f}" if recipe.bar is not None else ""
     if one is None:
         return (f"`{recipe.name}`", recipe.metric, wanted, "", "", "not measured", "", recipe.baselines)
     figures = [run["figure"] for run in one["runs"]]
@@ -54,6 +54,8 @@ def median(figures: Sequence[float]) -> float:
 
 def result(recipe: Recipe, figures: Sequence[float]) -> str:
     """Of the unrounded median, so that no rounding reaches a bar."""
+    if recipe.bar is None:
+        return "reported"
     return "reached" if recipe.reached(median(figures)) else "**missed**"
 
 
@@ -63,7 +65,10 @@ def seconds(taken: float) -> str:
 
 def details(recipe: Recipe, one: Mapping[str, Any] | None) -> list[str]:
     scored = f"Scored on {recipe.scored}. {recipe.tuned}"
-    return [f"## {recipe.name}", "", " ".join([scored, *conditions(one)]), "", "```", command(recipe), "```"]
+    commands = [command(recipe)]
+    if recipe.split is not None:
+        commands.append(f"runner evaluate run=DIR at=last evaluate.split={recipe.split}")
+    return [f"## {recipe.name}", "", " ".join([scored, *conditions(one)]), "", "```", *commands, "```"]
 
 
 def conditions(one: Mapping[str, Any] | None) -> list[str]:

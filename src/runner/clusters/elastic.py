@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 from uuid import uuid4
 
@@ -32,23 +33,26 @@ class Elastic:
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id=uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            max_restarts=0,
-            monitor_interval=0.1,
-            logs_specs=DefaultLogsSpecs(),
-            signals_to_handle=",".join(name for name in HANDLED if signal.getsignal(number(name)) != signal.SIG_IGN),
-            shutdown_timeout=self._shutdown_s,
-        )
         # -P: a file of the working folder does not stand in for a module of Python's.
         command = ("-P", "-m", "runner.worker", str(folder.resolve()))
-        with signals_kept(), quiet_elastic(), environment(settings_for(threads)):
+        # Elastic leaves its folder of (empty) logs behind, if it may choose where.
+        with TemporaryDirectory() as logs, signals_kept(), quiet_elastic(), environment(settings_for(threads)):
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=processes,
+                run_id=uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                local_addr="localhost",
+                max_restarts=0,
+                monitor_interval=0.1,
+                logs_specs=DefaultLogsSpecs(log_dir=logs),
+                signals_to_handle=",".join(
+                    name for name in HANDLED if signal.getsignal(number(name)) != signal.SIG_IGN
+                ),
+                shutdown_timeout=self._shutdown_s,
+            )
             try:
                 elastic_launch(config, sys.executable)(*command)
             except SignalException as stopped:

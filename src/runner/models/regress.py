@@ -255,11 +255,12 @@ def sources_of(targets: Channels, inputs: Channels | None) -> list[int]:
 
 
 def written(names: Sequence[str], numbers: np.ndarray) -> str:
-    """A label as a number; of a horizon the first steps of each target."""
+    """A label as a number; of a horizon the first steps of the first target."""
     if numbers.shape == (1, 1):
         return f"{numbers[0, 0]:.6g}"
-    lines = zip(names, numbers, strict=True)
-    return "\n".join(f"{name}: {' '.join(f'{one:.4g}' for one in some[:4])} ... ({len(some)})" for name, some in lines)
+    steps = " ".join(f"{one:.4g}" for one in numbers[0, :4])
+    of_all = f" of {len(names)} targets" if len(names) > 1 else ""
+    return f"{names[0]}: {steps} ... ({numbers.shape[1]} steps{of_all})"
 
 
 def json_of(channels: Channels) -> dict[str, Any]:
