@@ -29,7 +29,7 @@ ROOMS = {
     "run": ("session", "resume", "recording", "restoring"),
     "build": ("build", "answering", "labelling", "seats", "inventory", "offers", "model_parts"),
     "composition": (
-        "config", "complaints", "overrides", "quoting", "resolving", "sweep",
+        "config", "menu", "complaints", "overrides", "quoting", "resolving", "sweep",
         "schema", "targets", "signatures", "annotations", "combinations", "saved_config",
     ),
     "models": ("models.*",),
@@ -41,7 +41,7 @@ ROOMS = {
     "checkpoint": ("checkpoint",),
     "optimizer": ("optimizer", "schedule"),
     "machine": ("run_folder", "folders", "terminal", "precision", "signals", "peers"),
-    "ground": ("protocols", "settings", "fingerprint", "pretrained", "spelling"),
+    "ground": ("protocols", "records", "settings", "fingerprint", "pretrained", "spelling"),
 }  # fmt: skip
 """Room: its modules, below `runner`."""
 

@@ -6,7 +6,7 @@ Hydra stops at its first mistake and merges unknown keys of a YAML file in silen
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runner.combinations import OBJECTIVE_SEATS, check_combinations, no_such_seat
-from runner.complaints import is_readable, reason, yaml_mistake
+from runner.complaints import yaml_mistake
+from runner.menu import Menu, has_key
 from runner.overrides import Given, read_override
 from runner.protocols import Mistake
 from runner.quoting import quote
@@ -113,8 +114,8 @@ class Composer:
             search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
         self.loader = ConfigLoaderImpl(config_search_path=search_path)
         self._repository = CachingConfigRepository(self.loader.repository)
+        self.menu = Menu(self.loader, self._repository, self.config_name)
         self._bases: dict[tuple[str, ...], DictConfig] = {}
-        self._known_groups: list[str] | None = None
         if not self._repository.config_exists(self.config_name):
             known = self._repository.get_group_options("")
             raise Mistake(
@@ -129,7 +130,7 @@ class Composer:
         try:
             self.loader._process_config_searchpath(self.config_name, paths, self._repository)
         except Exception as error:  # of Hydra, OmegaConf or YAML, for the primary config too
-            raise Mistake(self._unreadable(error, ())) from error
+            raise Mistake(self.menu.unreadable(error, ())) from error
         given = []
         for text in overrides:
             try:
@@ -187,15 +188,15 @@ class Composer:
         check = Check(self.plugin_folders, foreign_verbs, self.verb)
         check.tree(tree)
         report.values += check.lines
-        lacking = self._lacks_package(choices.get("experiment"))
+        lacking = self.menu.lacks_package(choices.get("experiment"))
         if lacking and any(f"{path}.".startswith("experiment.") for path in check.unknown):
             report.composition.append(lacking)
             check.unknown = [path for path in check.unknown if not f"{path}.".startswith("experiment.")]
         report.composition += [
-            f"{path}: no such key{self._origin(path, hydra)}{check.suggestion(path)}" for path in check.unknown
+            f"{path}: no such key{self.menu.origin(path, hydra)}{check.suggestion(path)}" for path in check.unknown
         ]
-        report.composition += self._unknown_fields(tree, choices)
-        seats = self._objective_seats(choices.get("model"))
+        report.composition += self.menu.unknown_fields(tree, choices)
+        seats = self.menu.objective_seats(choices.get("model"))
         report.values += check_combinations(tree, choices, seats)
         return Composed(tree, OmegaConf.to_yaml(task), choices, self.plugin_folders)
 
@@ -203,7 +204,7 @@ class Composer:
         if not one.is_group:
             if "/" not in one.key or one.is_hydra:
                 return None
-            groups = self._groups()
+            groups = self.menu.groups()
             hint = did_you_mean(one.key, groups, otherwise=f"; there are {', '.join(groups)}.")
             return f"{one.key}: no such config group{hint}"
         if self.verb in TOPS and not one.is_hydra and one.key not in ("precision", "data"):
@@ -212,31 +213,8 @@ class Composer:
             if one.is_sweep and option == "null":
                 return f"{one.key}: null cannot be one of several options. Run it apart, by {one.key}=null."
             if not self._repository.config_exists(f"{one.key}/{option}"):
-                return self._no_such_option(one.key, option)
+                return self.menu.no_such_option(one.key, option)
         return None
-
-    def _no_such_option(self, group: str, option: str) -> str:
-        options = self._repository.get_group_options(group)
-        if not options:
-            below = [f"{name}={option}" for name in self._groups() if name.startswith(f"{group}/")]
-            return f"{group}={option}: {group} holds several options. Write {' or '.join(below)}."
-        return f"{group}={option}: no such option{did_you_mean(option, options)} There are {', '.join(options)}."
-
-    def _groups(self) -> list[str]:
-        """Every config group of ours and of the plugin folder."""
-        if self._known_groups is not None:
-            return self._known_groups
-        found: list[str] = []
-        waiting = [""]
-        while waiting:
-            group = waiting.pop(0)
-            inside = self._repository.get_group_options(group, results_filter=None)
-            below = [f"{group}/{name}".lstrip("/") for name in inside if name != "hydra"]
-            below = [name for name in dict.fromkeys(below) if self._repository.group_exists(name)]
-            found += [name for name in below if self._repository.get_group_options(name)]
-            waiting += below
-        self._known_groups = found
-        return found
 
     def _base(self, groups: list[Given], given: list[Given], report: Report) -> DictConfig:
         """The config of the chosen groups without a value overridden."""
@@ -261,7 +239,7 @@ class Composer:
                 if self._mend(error, given, report):
                     continue
             except Exception as error:  # so Hydra and OmegaConf answer some files, and overrides that the grammar takes
-                report.composition.append(self._unreadable(error, given))
+                report.composition.append(self.menu.unreadable(error, given))
             report.raise_if_any()
 
     def _mend(self, error: HydraException, given: Sequence[Given], report: Report) -> bool:
@@ -297,7 +275,7 @@ class Composer:
         seat = one.key.partition("/")[0]
         chosen = [other.options[0] for other in given if other.key == "model" and other.options]
         objective = chosen[-1] if chosen else None
-        listed = self._objective_seats(objective)
+        listed = self.menu.objective_seats(objective)
         if seat in OBJECTIVE_SEATS and listed is not None and seat not in listed:
             return no_such_seat(seat, objective, listed)
         return f"{one.key}: nothing of this name is in the config yet. Add it by +{one.text}."
@@ -307,72 +285,9 @@ class Composer:
         missing = str(getattr(error, "missing_cfg_file", None) or "")
         group, _, option = missing.rpartition("/")
         if not group or not self._repository.group_exists(group):
-            return self._unreadable(error, given)
+            return self.menu.unreadable(error, given)
         for name in [f"{one.key}/{chosen}" for one in given for chosen in one.options]:
             loaded = self._repository.load_config(name)
             if loaded and any(str(getattr(one, "value", None)) == option for one in loaded.defaults_list or ()):
-                return f"{name}.yaml: {self._no_such_option(group, option)}"
-        return self._no_such_option(group, option)
-
-    def _unreadable(self, error: Exception, given: Sequence[Given]) -> str:
-        """What an error says, with the chosen file that cannot be read by itself or leads back to itself."""
-        if isinstance(error, yaml.YAMLError):
-            return yaml_mistake(error)
-        chosen = [self.config_name, *(f"{one.key}/{option}" for one in given for option in one.options)]
-        guilty = next((f"{name}.yaml: " for name in chosen if not is_readable(self._repository, name)), "")
-        said = f"{reason(error)}.".replace("?.", "?")
-        if guilty and guilty.removesuffix(".yaml: ") in said:
-            return said
-        return (guilty or ("" if isinstance(error, HydraException) else "Hydra cannot compose this: ")) + said
-
-    def _objective_seats(self, objective: str | None) -> list[str] | None:
-        """The seats that an objective's YAML lists."""
-        loaded = self._repository.load_config(f"model/{objective}") if objective else None
-        if loaded is None or loaded.defaults_list is None:
-            return None
-        listed = [str(getattr(one, "group", "") or "").lstrip("/").partition("/")[0] for one in loaded.defaults_list]
-        return [seat for seat in OBJECTIVE_SEATS if seat in listed]
-
-    def _lacks_package(self, experiment: str | None) -> str | None:
-        """A sentence when the keys of an experiment's file do not land at the top."""
-        loaded = self._repository.load_config(f"experiment/{experiment}") if experiment else None
-        if loaded is None or loaded.header.get("package"):
-            return None
-        return (
-            f"experiment/{experiment}.yaml: its keys land under `experiment`. Begin it with the line "
-            "`# @package _global_`, and write it as key: value."
-        )
-
-    def _unknown_fields(self, tree: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
-        """Names in data.fields that are neither in the option's own YAML nor a modality."""
-        data, encoders = tree.get("data"), tree.get("encoder")
-        fields = data.get("fields") if isinstance(data, Mapping) else None
-        loaded = self._repository.load_config(f"data/{choices.get('data')}")
-        own = OmegaConf.select(loaded.config, "fields") if loaded else None
-        if not isinstance(fields, Mapping) or own is None:
-            return []
-        known = [*map(str, own), *(encoders if isinstance(encoders, Mapping) else ())]
-        wrong = [name for name in fields if name not in known]
-        return [f"data.fields.{name}: a row has no such field{did_you_mean(name, known)}" for name in wrong]
-
-    def _origin(self, path: str, hydra: DictConfig) -> str:
-        """` (in FILE)` for a key that a YAML file brought, not the command line."""
-        given = OmegaConf.to_container(hydra.overrides, resolve=False)  # an override may be an interpolation itself
-        assert isinstance(given, dict)
-        overrides = [*given["hydra"], *given["task"]]
-        if any(f"{path}.".startswith(one.lstrip("+").partition("=")[0] + ".") for one in overrides):
-            return ""
-        found = self.loader.compute_defaults_list(self.config_name, overrides, RunMode.RUN)
-        for default in reversed(found.defaults):
-            package = default.package if default.package not in (None, "_global_") else ""
-            inside = path.removeprefix(f"{package}.") if package else path
-            loaded = self._repository.load_config(default.config_path) if default.config_path else None
-            if loaded and (not package or inside != path) and has_key(loaded.config, inside):
-                return f" (in {default.config_path}.yaml)"
-        return ""
-
-
-def has_key(config: Any, key: str) -> bool:
-    parent, _, last = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    return OmegaConf.is_list(node) or (OmegaConf.is_dict(node) and last in node.keys())
+                return f"{name}.yaml: {self.menu.no_such_option(group, option)}"
+        return self.menu.no_such_option(group, option)
