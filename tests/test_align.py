@@ -22,8 +22,8 @@ from transformers.models.altclip.modeling_altclip import image_text_contrastive_
 import runner
 from runner.cli import main
 from runner.models.align import Align
-from runner.models.projectors import Linear
 from runner.models.retrieval import retrieval
+from runner.projectors.layers import Linear
 from runner.protocols import Batch, Mistake, Row, Stream, Tokens
 
 SMALL = [

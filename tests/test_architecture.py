@@ -34,6 +34,7 @@ ROOMS = {
     ),
     "models": ("models.*",),
     "encoders": ("encoders.*",),
+    "projectors": ("projectors.*",),
     "fusion": ("fusion.*",),
     "data": ("data.*",),
     "trackers": ("trackers.*",),
@@ -53,6 +54,7 @@ MAY_IMPORT = {
     "composition": {"ground"},
     "models": {"ground"},
     "encoders": {"ground"},
+    "projectors": {"ground"},
     "fusion": {"ground"},
     "data": {"ground"},
     "trackers": {"ground"},
@@ -66,14 +68,14 @@ MAY_IMPORT = {
 
 LONGEST_CHAIN = 5
 
-PART_ROOMS = ("encoders", "fusion", "trackers", "clusters", "data")
+PART_ROOMS = ("encoders", "projectors", "fusion", "trackers", "clusters", "data")
 """A file here that a YAML of conf/ names is a part: it is built from a config, and no file imports it."""
 
 HOMES = {
     "comet_ml": {"trackers.comet"},
     "hydra": {"front", "composition"},
     "omegaconf": {"front", "composition"},
-    "transformers": {"models", "encoders", "pretrained"},
+    "transformers": {"models", "encoders", "projectors", "pretrained"},
     "peft": {"models", "encoders"},
     "tokenizers": {"models", "encoders"},
 }

@@ -29,11 +29,7 @@ def components_of(objective: Objective) -> list[Component]:
     own = list(module.parameters(recurse=False))
     groups: dict[str, tuple[str, list[nn.Parameter]]] = {"model": (type(module).__name__, own)} if own else {}
     for name, child in module.named_children():
-        parts = (
-            {f"{name}.{key}": part for key, part in child.items()}
-            if isinstance(child, nn.ModuleDict)
-            else {name: child}
-        )
+        parts = parts_of(name, child)
         for key, part in parts.items():
             kind = getattr(part, "family", type(part).__name__)  # a loaded one is known by its architecture
             for parameter_name, parameter in part.named_parameters():
@@ -48,6 +44,15 @@ def components_of(objective: Objective) -> list[Component]:
         )
         for name, (kind, parameters) in groups.items()
     ]
+
+
+def parts_of(name: str, child: nn.Module) -> dict[str, nn.Module]:
+    """A part for each modality (`encoder.image`), or the one that several share (`projector`)."""
+    if not isinstance(child, nn.ModuleDict):
+        return {name: child}
+    if len(child) > 1 and len(set(child.values())) == 1:
+        return {name: next(iter(child.values()))}
+    return {f"{name}.{key}": part for key, part in child.items()}
 
 
 def files_of(objective: Objective) -> dict[str, dict[str, str]]:

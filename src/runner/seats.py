@@ -118,9 +118,21 @@ def build_encoders(composed: Composed) -> dict[str, Encoder]:
 
 
 def build_projectors(composed: Composed, encoders: Mapping[str, Encoder], width: int) -> dict[str, Projector]:
-    """By modality, to the `width` that they give. Raises `Mistake` for an encoder without one."""
+    """By modality, to the `width` that they give; one for all where it is to be shared.
+
+    Raises `Mistake` for an encoder without one, and for encoders of differing width that are to share one.
+    """
     projectors: dict[str, Projector] = {}
     for modality, encoder in encoders.items():
+        first = next(iter(projectors), None)
+        if first is not None and getattr(projectors[first], "shared", False):
+            if encoder.width != encoders[first].width:
+                raise Mistake(
+                    f"projector.shared=true: encoder.{first} gives tokens of width {encoders[first].width} and "
+                    f"encoder.{modality} of {encoder.width}. Set it to false, or choose encoders of one width."
+                )
+            projectors[modality] = projectors[first]
+            continue
         with seeded(composed.tree["seed"], f"projector.{modality}"):
             projector = seat(composed, "projector", encoder_width=encoder.width, llm_width=width)
         if projector is None:

@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).resolve().parent
 ROOMS = {
     "model": "runner.models",
     "encoder": "runner.encoders",
-    "projector": "runner.models",
+    "projector": "runner.projectors",
     "fusion": "runner.fusion",
     "llm": "runner.models",
     "lora": "runner.models",
