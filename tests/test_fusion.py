@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runner.fusion.gated import Gated
 from runner.fusion.interleave import Interleave
+from runner.fusion.joint import Perceiver
 from runner.fusion.prefix import Prefix
 from runner.protocols import IGNORED, Batch, Encoder, InputFusion, Stream, Tokens
 
@@ -89,3 +91,61 @@ def test_where_items_go_is_part_of_a_fusion() -> None:
     assert (Prefix().placement, Interleave().placement) == ("front", "placeholder")
     assert isinstance(Prefix(), InputFusion)
     assert not isinstance(Prefix(), Encoder)
+
+
+def test_gates_start_equally_open_and_can_shut_a_modality() -> None:
+    batch, text, streams = batch_of([(3, [("image", 1), ("audio", 2)]), (2, [("audio", 0)])])
+    fusion = Gated(WIDTH, ["image", "audio"], opening=2.0, dropout=0.0)
+    open_by = torch.sigmoid(torch.tensor(2.0))
+    scaled = {name: Tokens(one.features * open_by, one.mask) for name, one in streams.items()}
+    torch.testing.assert_close(
+        fusion(text, batch, streams, "right").embeddings, Prefix()(text, batch, scaled, "right").embeddings
+    )
+    torch.nn.init.constant_(fusion.gate["audio"].bias, -1e4)
+    shut = {"image": scaled["image"], "audio": Tokens(streams["audio"].features * 0, streams["audio"].mask)}
+    torch.testing.assert_close(
+        fusion(text, batch, streams, "left").embeddings, Prefix()(text, batch, shut, "left").embeddings
+    )
+
+
+def latents(
+    fusion: Perceiver, rows: list[tuple[int, list[tuple[str, int]]]], values: torch.Tensor
+) -> list[torch.Tensor]:
+    """Of each row with an item, [k, D]; item k of the whole batch has the features values[k]."""
+    batch, text, streams = batch_of(rows)
+    numbered = sorted(
+        (row, rank, name, k) for name, one in batch.streams.items() for k, (row, _, rank) in enumerate(one.places)
+    )
+    for number, (_, _, name, k) in enumerate(numbered):
+        streams[name].features.data = streams[name].features.clone()
+        streams[name].features[k] = values[number, : streams[name].features.shape[1]]
+        streams[name].features[k][~streams[name].mask[k]] = 77.0  # padding, of which nothing may be seen
+    fused = fusion(text, batch, streams, "right")
+    found = []
+    for row, (length, items) in enumerate(rows):
+        there = int(fused.attention_mask[row].sum())
+        assert there == length + (2 if items else 0)
+        place = min((min(place, length) for _, place in items), default=0)
+        if items:
+            found.append(fused.embeddings[row, place : place + 2])
+        rest = torch.cat([fused.embeddings[row, :place], fused.embeddings[row, place + (2 if items else 0) : there]])
+        assert torch.equal(rest, text[row, :length])
+    return found
+
+
+def test_latents_see_all_items_of_their_row_and_no_other() -> None:
+    torch.manual_seed(0)
+    fusion = Perceiver(WIDTH, ["image", "audio"], tokens=2, layers=2, heads=1, dropout=0.0).eval()
+    rows = [(3, [("image", 1), ("audio", 2)]), (2, []), (4, [("audio", 3)])]
+    values = torch.randn(3, 3, WIDTH)
+    with torch.no_grad():
+        together = latents(fusion, rows, values)
+        alone = [latents(fusion, [rows[0]], values[:2])[0], latents(fusion, [rows[2]], values[2:])[0]]
+        for one, other in zip(together, alone, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        for changed in (0, 1):
+            other_values = values.clone()
+            other_values[changed] += 1.0
+            other = latents(fusion, rows, other_values)
+            assert (other[0] - together[0]).abs().max() > 1e-3 and torch.allclose(other[1], together[1], atol=1e-6)
+    assert (together[0][0] - together[0][1]).abs().max() > 1e-3, "latents that start equal would stay equal"

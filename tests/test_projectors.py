@@ -126,3 +126,22 @@ def test_one_projector_for_all_modalities(rows: Path, tmp_path: Path, capsys: py
     assert summary["parameters"]["total"] == sum(one["trainable"] + one["frozen"] for one in parts.values())
     answer = runner.Predictor.from_run(run)(prompt="Which?", image=rows / "a.png", series=[[1.0, 2.0, 3.0, 4.0] * 4])
     assert isinstance(answer, str)
+
+
+@pytest.mark.parametrize("name", ["gated", "perceiver"])
+def test_a_fusion_with_weights_trains_and_answers_in_a_batch_as_alone(name: str, rows: Path, tmp_path: Path) -> None:
+    words = [*SMALL, f"data.path={rows}", "encoder.series.hidden_size=8", f"fusion={name}"]
+    words += ["fusion.tokens=3", "fusion.heads=2", "fusion.layers=1"] if name == "perceiver" else []
+    summary = runner.train([*words, "train.max_steps=4", "optimizer.lr=1e-2", f"hydra.run.dir={tmp_path}/run"])
+    assert summary["parameters"]["by_component"]["fusion"]["trainable"] > 0
+    predictor = runner.Predictor.from_run(tmp_path / "run", overrides=["max_new_tokens=5"])
+    asked: list[dict[str, Any]] = [
+        {"prompt": "Which?", "image": rows / "a.png"},
+        {"prompt": "Which one of them is it?", "series": [[1.0, 2.0, 3.0, 4.0] * 4]},
+        {"prompt": "And?", "image": rows / "a.png", "series": [[1.0, 2.0, 3.0, 4.0] * 4]},
+        {"prompt": "None at all?"},
+    ]
+    together = predictor(asked)
+    assert together == [predictor(**one) for one in asked]
+    without_cache = runner.Predictor.from_run(tmp_path / "run", overrides=["max_new_tokens=5", "use_cache=false"])
+    assert without_cache(asked) == together

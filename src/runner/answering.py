@@ -171,7 +171,7 @@ def build_fusion(composed: Composed, encoders: Mapping[str, Encoder], llm_width:
     if not encoders:
         return None
     with seeded(composed.tree["seed"], "fusion"):
-        fusion = seat(composed, "fusion", llm_width=llm_width)
+        fusion = seat(composed, "fusion", llm_width=llm_width, modalities=list(encoders))
     if fusion is None:
         raise Mistake(
             f"encoder.{next(iter(encoders))} needs a fusion with the language model. Set fusion=prefix or another."

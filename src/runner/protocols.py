@@ -79,7 +79,8 @@ class Projector(Protocol):
 
 @runtime_checkable
 class InputFusion(Protocol):
-    """A `torch.nn.Module` that puts the items' tokens among the text's. Its constructor may ask for `llm_width`."""
+    """A `torch.nn.Module` that puts the items' tokens among the text's. Its constructor may ask for `llm_width`
+    and `modalities`, those that have an encoder."""
 
     placement: Literal["front", "placeholder"]
     """Whether items come before the first user text, or where their placeholders stand."""

@@ -28,6 +28,7 @@ RUNTIME_ARGUMENTS = (
     "projectors",
     "fusion",
     "widths",
+    "modalities",
     "rows",
     "memory",
     "seed",

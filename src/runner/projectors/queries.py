@@ -47,6 +47,8 @@ class Perceiver(nn.Module):
                 resampler_head_dim=width // heads,
                 num_key_value_heads=heads,
                 attention_dropout=dropout,
+                initializer_range=width
+                ** -0.5,  # the family's 0.02 is for thousands: narrow, it would see next to nothing
             )
         )
         # The family starts from equal queries, which would stay equal, as they all get the same gradient.
@@ -88,6 +90,7 @@ class QFormer(nn.Module):
                 cross_attention_frequency=1,
                 hidden_dropout_prob=dropout,
                 attention_probs_dropout_prob=dropout,
+                initializer_range=width**-0.5,
             )
         )
         self.after = nn.Linear(width, llm_width)
