@@ -123,7 +123,8 @@ RECIPES = (
         bar=0.80,
         baselines="0.37 on pixels, 0.79 on MobileNet's features",
         tuned="MobileNet is frozen. Batch size, learning rate, epochs and dropout were chosen on train.jsonl alone, by "
-        "five-fold cross-validation of the head on saved features.",
+        "five-fold cross-validation of the head on saved features. val.jsonl was looked at before with one other "
+        "setting.",
     ),
     Recipe(
         name="spoken_digits",
@@ -138,7 +139,7 @@ RECIPES = (
         bar=0.97,
         baselines="0.95",
         tuned="Epochs, learning rate and dropout were chosen within train.jsonl by holding out three of its fifteen "
-        "takes, twice: 237 of 240 right.",
+        "takes, twice: 237 of 240 right. val.jsonl was evaluated twice before the settings stood.",
     ),
     Recipe(
         name="basic_motions",
@@ -188,7 +189,8 @@ RECIPES = (
         metric="val/accuracy",
         bar=0.77,
         baselines="none was measured",
-        tuned=f"{ANIMALS_TUNED} 200 of 252 right. The rows' questions and answers are not read.",
+        tuned=f"{ANIMALS_TUNED} 200 of 252 right. The rows' questions and answers are not read. "
+        "An earlier recipe had been scored on instruct_val.jsonl (median 0.7692) before this one was chosen.",
     ),
     Recipe(
         name="etth1",

@@ -299,3 +299,29 @@ def test_python_m_runner_is_runner(here: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "seed: 9" in done.stdout
+
+
+FAULTS = """
+import os, resource
+from runner.launch import keep_freed_memory
+keep_freed_memory()
+import torch
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+rounds = []
+for _ in range(20):
+    before = faults()
+    torch.ones(12_000_000)  # 48 MB
+    rounds.append(faults() - before)
+print(min(rounds), os.environ["MALLOC_TRIM_THRESHOLD_"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+@pytest.mark.parametrize("own", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
+def test_freed_memory_is_used_again_unless_the_user_chose(own: dict[str, str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, env={**environment, **own}, capture_output=True, text=True, check=True)
+    faults, threshold = done.stdout.split()
+    assert (int(faults) < 100, threshold) == (not own, own.get("MALLOC_TRIM_THRESHOLD_", str(2**30)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import re
 import sys
@@ -31,11 +32,14 @@ from runner.verbs import DONE, FAULT, MISTAKE, VERBS, WITH_RUN_FOLDER
 
 QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 """A run's folder and log are ours, not Hydra's."""
+KEPT = 2**30
+"""Bytes: freed memory up to this stays with the process; a larger piece comes from the kernel and goes back to it."""
 
 
 def run_verb(verb: str, words: Sequence[str]) -> int:
     """The exit code. Raises `Mistake` before anything is built, and SystemExit after one of Hydra's own pages."""
     spin_briefly()
+    keep_freed_memory()
     flags = read_flags(verb, words)
     named = f"hydra.job.name={verb}"
     hydra_words = [word for word in words if word not in flags.overrides]
@@ -72,6 +76,22 @@ def spin_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc give freed tensors to the next ones, not back to the kernel, which zeroes every page it hands out.
+
+    By default what is larger than 32 MB goes back at once, so that a batch of 32 pictures took a CPU twice as long a
+    picture as one of 8: docs/BENCHMARKS.md has figures. A user's own choice goes before it. The environment is read
+    when a process starts, so it is for those that this one starts.
+    """
+    if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc; other C libraries lack it
+    for name, parameter in (("MALLOC_TRIM_THRESHOLD_", -1), ("MALLOC_MMAP_THRESHOLD_", -3)):
+        os.environ[name] = str(KEPT)
+        if mallopt is not None:
+            mallopt(parameter, KEPT)
 
 
 def run_jobs(

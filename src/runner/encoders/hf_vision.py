@@ -60,6 +60,10 @@ class HfVision(LoadedEncoder):
 
     def forward(self, **inputs: Tensor) -> Tokens:
         """pixel_values [N, C, H, W] -> [N, T, E]; T is 1 with `pool`"""
+        if self.gives_map:
+            # Convolutions keep the order of their input: with channels last, a picture of MobileNet or ResNet-18 takes
+            # a CPU 0.8 to 0.9 times as long, forward and backward.
+            inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
         features = self.run(**inputs)
         mask = inputs.get("pixel_attention_mask")  # of families that cut a picture into a number of patches of its own
         return self.pooled(features, None if mask is None else mask.bool())

@@ -37,6 +37,8 @@ class LoadedEncoder(nn.Module):
     """
 
     width: int
+    gives_map: bool
+    """A convolutional network: its last hidden state is [N, C, H, W]."""
 
     def __init__(
         self,
@@ -124,7 +126,8 @@ class LoadedEncoder(nn.Module):
         return model, set(loaded["missing_keys"])
 
     def probe(self, skeleton: Any, example: dict[str, Tensor], bare: bool) -> set[str]:
-        """Run the example through the model: sets `width`, and gives the parameters that its tokens do not depend on.
+        """Run the example through the model: sets `width` and `gives_map`, and gives the parameters that its tokens do
+        not depend on.
 
         Shapes alone are enough for nearly every family; one that looks at values runs on its weights.
         """
@@ -140,10 +143,12 @@ class LoadedEncoder(nn.Module):
 
     def trace(self, model: Any, example: dict[str, Tensor]) -> set[str]:
         with torch.enable_grad():
-            features = tokens_of(model(**self.cast(example, model.dtype)).last_hidden_state)
+            states = model(**self.cast(example, model.dtype)).last_hidden_state
+            features = tokens_of(states)
             named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
             gradients = torch.autograd.grad(features.sum(), [one for _, one in named], allow_unused=True)
         self.width = int(features.shape[-1])
+        self.gives_map = states.dim() == 4
         return {name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None}
 
     def refusal(self, error: Exception) -> Mistake:
