@@ -70,10 +70,10 @@ def ucr(name: str) -> tuple[str, ...]:
     return (*CLASSIFY, f"data.path={folder}/train.jsonl", f"data.val_path={folder}/test.jsonl")
 
 
-def animals(phase: str, extra: str) -> tuple[str, ...]:
+def animals(phase: str, extra: str, epochs: int) -> tuple[str, ...]:
     folder = f"$DATA/data/trimodal_animals/{phase}"
     paths = (f"data.path={folder}_train.jsonl", f"data.val_path={folder}_val.jsonl", f"data.extra=[{extra}]")
-    training = ("train.epochs=7", "optimizer.lr=1e-3", "schedule.warmup_steps=30")
+    training = (f"train.epochs={epochs}", "optimizer.lr=1e-3", "schedule.warmup_steps=30")
     return (*CLASSIFY, *paths, *MOBILENET, "encoder/audio=spectrogram", *training)
 
 
@@ -174,7 +174,7 @@ RECIPES = (
     Recipe(
         name="animals_complete",
         source="trimodal_animals",
-        words=animals("align", "text"),
+        words=animals("align", "text", epochs=7),
         scored="align_val.jsonl: 65 rows, each with a picture and a sound, 4 classes",
         metric="val/accuracy",
         bar=0.83,
@@ -184,13 +184,17 @@ RECIPES = (
     Recipe(
         name="animals_incomplete",
         source="trimodal_animals",
-        words=(*animals("instruct", "messages,text"), "encoder.audio.dropout=0.2", "fusion.dropout=0.3"),
+        words=(
+            *animals("instruct", "messages,text", epochs=14), "encoder.audio.dropout=0.2", "fusion=pooled_bilinear",
+            "fusion.dropout=0.3", "fusion.modality_dropout=0.2", "train.parts.encoder.audio.lr=3e-3",
+        ),
         scored="instruct_val.jsonl: 65 rows, 16 with a sound alone and 9 with a picture alone, 4 classes",
         metric="val/accuracy",
         bar=0.77,
         baselines="none was measured",
-        tuned=f"{ANIMALS_TUNED} 200 of 252 right. The rows' questions and answers are not read. "
-        "An earlier recipe had been scored on instruct_val.jsonl (median 0.7692) before this one was chosen.",
+        tuned=f"{ANIMALS_TUNED} over five splits 198 of 252 right on average, where the setting before it had 191. "
+        "That one had been scored on instruct_val.jsonl (median 0.7692); this one was chosen without another look. The "
+        "rows' questions and answers are not read.",
     ),
     Recipe(
         name="etth1",
@@ -200,7 +204,7 @@ RECIPES = (
             "data.borders=[8640,11520,14400]", "data.apart=true", "encoder/series=series_patch",
             "encoder.series.channels=1", "encoder.series.patch_length=12", "encoder.series.stride=12",
             "encoder.series.layers=1", "encoder.series.heads=2", "encoder.series.dropout=0.2", "fusion.dropout=0.5",
-            "train.epochs=5", "train.batch_size=64", "optimizer.lr=1e-3", "+train.parts.linear.lr=5e-3",
+            "train.epochs=5", "train.batch_size=64", "optimizer.lr=1e-3", "train.parts.linear.lr=5e-3",
             "evaluation.batch_size=256",
         ),
         scored="rows 11,520 to 14,400, 96 hours before and 96 to come: 2,785 windows of 7 channels",
