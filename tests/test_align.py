@@ -211,12 +211,15 @@ def test_retrieval_is_what_sorting_finds(classes: list[int], seed: int, coarse: 
 def test_vectors_that_are_all_the_same_find_nothing() -> None:
     same = np.ones((8, 3))
     assert retrieval(same, same, range(8)) == (0, 0, 8)
+    assert retrieval(same * np.nan, same * np.nan, range(8)) == (0, 0, 8)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["train.micro_batch_size=4"], "Align compares a step's rows with each other, and 2 micro-batches would not"),
+        (["train.batch_size=1"], "train.batch_size=1: Align compares a step's rows with each other"),
+        (["model.temperature=0.005"], "model.temperature: 0.005 is wrong; it must be a number, at least 0.01"),
         (["projector=null"], "encoder.image has no projector. Set projector=mlp or another."),
         (["fusion=pooled_concat"], "fusion: model=align has no such seat"),
         (["model.class_aware=true", "data.fields.label=_none"], "_none"),
@@ -235,5 +238,16 @@ def test_a_mistake_is_told(
 def test_what_cannot_be_aligned_is_told() -> None:
     with pytest.raises(Mistake, match="model=align brings encoders together, and there is 1"):
         objective("infonce", class_aware=False, modalities="a")
+    rows = [Row("x", "a:1", items={"a": (1,)}), Row("y", "a:2", items={"a": (1,), "b": (2,)})]
+    with pytest.raises(Mistake, match="The val split has no two rows with both of a and b, so there is nothing"):
+        objective("infonce", class_aware=False).check_rows("val", rows)
     with pytest.raises(Mistake, match=r"a:1 \(id x\) has no label, which model.class_aware=true goes by"):
         objective("infonce", class_aware=True).check_row(Row("x", "a:1"))
+
+
+def test_a_temperature_at_its_limit_is_learnt_on() -> None:
+    model, batch = objective("infonce", class_aware=False), batch_of({"a": [*range(7)], "b": [*range(7)]}, ["x"] * 7)
+    with torch.no_grad():
+        model.scale.fill_(9.0)
+    model(batch).terms["a_b"].sum.backward()
+    assert model.scale.exp().item() == pytest.approx(100) and model.scale.grad is not None and model.scale.grad != 0

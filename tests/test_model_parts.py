@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from test_exactness import fingerprint, lines_of, pictures, train_lines
 
 from runner.cli import main
+from runner.model_parts import frozen_at, parts_of
+from runner.protocols import Mistake
 
 __all__ = ["pictures"]
 SMALL = [
@@ -111,3 +113,22 @@ def test_a_part_that_does_not_train_is_told(tmp_path: Path, capsys: pytest.Captu
     words = ["fusion=prefix", "+train.parts.fusion.lr=1e-5", "train.max_steps=1", "tracker=none"]
     assert main(["train", *words, f"hydra.run.dir={tmp_path}/run"]) == 2
     assert "train.parts.fusion: nothing of it trains" in capsys.readouterr().err
+
+
+def test_a_part_named_apart_is_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not frozen with the part that it stands in, and its rate is not the one that is logged."""
+    inner = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+    model = torch.nn.ModuleDict({"encoder": torch.nn.ModuleDict({"image": inner, "audio": torch.nn.Linear(2, 2)})})
+    parts = parts_of(model.train(), {"encoder": {"from_step": 5, "image": {"lr": 1e-3}}})
+    with frozen_at(0, parts):
+        assert inner[1].training and inner[0].weight.requires_grad
+        assert not model["encoder"]["audio"].training and not model["encoder"]["audio"].weight.requires_grad
+    assert model["encoder"]["audio"].training and model["encoder"]["audio"].weight.requires_grad
+    with pytest.raises(
+        Mistake, match="train.parts.encoder: all of it that trains belongs to train.parts.encoder.image"
+    ):
+        parts_of(model, {"encoder": {"lr": 1.0, "image": {"lr": 1e-3}, "audio": {"lr": 1e-3}}})
+    words = [*SMALL, "train.max_steps=2", "train.parts.encoder.image.lr=1e-4", "train.parts.head.from_step=9"]
+    assert main(["train", *words, f"hydra.run.dir={tmp_path}/run"]) == 0
+    assert {line["lr"] for line in train_lines(tmp_path / "run")} == {1e-3}
+    assert "head: frozen before step 9; it never trains in this run's 2 steps." in capsys.readouterr().out

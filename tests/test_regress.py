@@ -151,6 +151,45 @@ def test_where_a_forecast_starts(waves: Path, apart: bool) -> None:
                 np.testing.assert_allclose(one.numbers[name], own, rtol=1e-5)  # type: ignore[index]
 
 
+def test_another_file_is_forecast_in_its_own_units(waves: Path, tmp_path: Path) -> None:
+    """Whatever its own train rows are like, and in whatever order its columns stand with a header that names them."""
+    run = tmp_path / "run"
+    words = [*SMALL, *data(waves), "model.skip=last", "train.max_steps=1", "optimizer.lr=1e-12", "train.batch_size=16"]
+    runner.train([*words, f"hydra.run.dir={run}"])
+    cells = [line.split(",") for line in waves.read_text().splitlines()[1:]]
+    numbers = np.array([[float(cell) if cell else np.nan for cell in row] for row in cells])
+    other = numbers * [5.0, 1 / 7] + [100.0, 9.0]
+    written = [",".join("" if np.isnan(one) else f"{one:.5f}" for one in row) for row in other]
+    (tmp_path / "other.csv").write_text("\n".join(["warm,far", *written]) + "\n")
+    assert main(["evaluate", f"run={run}", f"data.path={tmp_path}/other.csv", "data.missing=keep"]) == 0
+    last = 0
+    for line in (run / "evaluations" / "val.jsonl").read_text().splitlines():
+        said = json.loads(line)
+        end = int(said["id"].rpartition("-")[2]) + LOOKBACK - 1
+        for k, name in enumerate(("warm", "far")):
+            known = other[:, k][: end + 1]
+            last = known[np.isfinite(known)][-1]
+            np.testing.assert_allclose(said["numbers"][name], [last] * HORIZON, rtol=1e-4)
+    window = [
+        f"2020-01-0{1 + k % 9},{b:.4f},{a:.4f}" for k, (a, b) in enumerate(np.nan_to_num(numbers[:LOOKBACK], nan=7.0))
+    ]
+    (tmp_path / "turned.csv").write_text("\n".join(["day,far,warm", *window]) + "\n")
+    answer = runner.Predictor.from_run(run)(series=tmp_path / "turned.csv")
+    np.testing.assert_allclose(answer["warm"], [numbers[LOOKBACK - 1, 0]] * HORIZON, rtol=1e-4)
+    (tmp_path / "lacks.csv").write_text("day,warm\n" + "\n".join(line.rpartition(",")[0] for line in window) + "\n")
+    predictor = runner.Predictor.from_run(run)
+    for series, said_ in (
+        (tmp_path / "lacks.csv", "lacks.csv:1 has no column `far`"),
+        (np.full((2, LOOKBACK), 1e39), "out of all proportion"),
+        ([[1.0] * 5] * 2, "has 5 steps, and the run was made for 12"),
+        ({"a": 1}, "is no array of numbers"),
+    ):
+        with pytest.raises(Mistake, match=said_):
+            predictor(series=series)
+    (tmp_path / "swapped.csv").write_text("\n".join(["far,warm", *written]) + "\n")
+    assert main(["evaluate", f"run={run}", f"data.path={tmp_path}/swapped.csv", "data.missing=keep"]) == 2
+
+
 def test_a_label_is_learnt_from_a_picture(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for split in ("train", "val"):
         rows = [json.loads(line) for line in (pictures / f"{split}.jsonl").read_text().splitlines()]
@@ -188,9 +227,14 @@ def test_metrics_are_those_of_scikit_learn() -> None:
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([1.0, None], r"train.jsonl:2 \(id row-2\) has no label; model=regress learns a number, or a horizon"),
+        (
+            [1.0, None],
+            r"train.jsonl:2 \(id row-2\) has no label; model=regress learns a number that float32 holds, or a",
+        ),
         ([1.0, "two"], "has the label 'two'"),
         ([True, 1], "has the label True"),
+        ([1.0, 10**400], "learns a number that float32 holds"),
+        ([0.1] * 20, "Every row to train on has the label 0.1"),
         ([2, 2.0], "Every row to train on has the label 2: there is nothing to learn"),
     ],
 )
@@ -204,8 +248,10 @@ def test_a_forecast_that_has_nowhere_to_start_is_told(waves: Path) -> None:
         objective([row(1.0), row(2.0)], "linear")
     with pytest.raises(Mistake, match="starts from a target's own past, and far is not among data.channels"):
         objective(rows_of(waves, channels=["warm"], targets=["far"])["train"], "last")
-    with pytest.raises(Mistake, match="data.apart forecasts each channel from itself alone"):
-        objective(rows_of(waves, apart=True, targets=["far"])["train"])
+    with pytest.raises(Mistake, match="data.apart=true forecasts each channel from itself alone"):
+        rows_of(waves, apart=True, channels=["warm"], targets=["far"])
+    with pytest.raises(Mistake, match="model.loss='mse' is no loss"):
+        Regress({}, Unseeing(), [row(1.0), row(2.0)], memory=None, skip="none", loss="mse")  # type: ignore[arg-type]
     rows = rows_of(waves)["train"]
     with pytest.raises(Mistake, match="has no horizon"):
         objective(rows).check_row(row(1.0))
@@ -213,3 +259,25 @@ def test_a_forecast_that_has_nowhere_to_start_is_told(waves: Path) -> None:
         objective(rows).check_row(rows_of(waves, horizon=2)["train"][0])
     with pytest.raises(Mistake, match="has 5 steps, and the run was made for 12"):
         objective(rows, "last").check_row(rows_of(waves, lookback=5)["train"][0])
+    with pytest.raises(Mistake, match="has the channels far, warm, and the run reads warm, far"):
+        objective(rows).check_row(rows_of(waves, channels=["far", "warm"])["train"][0])
+
+
+class Relative(torch.nn.Module):
+    """A loss that is not defined where nothing is due."""
+
+    def forward(self, said: torch.Tensor, due: torch.Tensor) -> torch.Tensor:
+        return (said - due).abs() / due.abs()
+
+
+def test_a_missing_number_counts_for_nothing_in_any_loss(waves: Path) -> None:
+    rows = [one for one in rows_of(waves)["train"] if one.horizon and np.isnan(one.horizon.values).any()][:4]
+    model = Regress({}, Unseeing(4), rows, memory=None, skip="last", loss=Relative())  # type: ignore[arg-type]
+    batch: Any = type(
+        "Batch", (), {"ids": [one.id for one in rows], "rows": rows, "streams": {}, "weights": [1.0] * 4}
+    )()
+    loss = model(batch).terms["loss"].sum
+    loss.backward()
+    assert torch.isfinite(loss) and all(
+        torch.isfinite(one.grad).all() for one in model.parameters() if one.grad is not None
+    )

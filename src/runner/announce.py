@@ -35,7 +35,9 @@ def announce(session: Session) -> None:
         PARAMETER_COLUMNS[2:],
     )
     for part in session.parts.model_parts:
-        terminal.say(f"{part.name}: {how(part.given)}.")
+        never = part.given.from_step >= session.total_steps
+        told = f"; it never trains in this run's {session.total_steps} steps" if never else ""
+        terminal.say(f"{part.name}: {how(part.given)}{told}.", "yellow" if never else None)
 
 
 def how(part: Part) -> str:

@@ -129,7 +129,13 @@ def build_optimizer(composed: Composed, objective: nn.Module, parts: tuple[Model
 
 def check_split(given: Settings, learner: Learner) -> None:
     """Raises `Mistake` when a step's rows must be seen together and are to be split."""
-    if learner.objective.splits_exactly or given.accumulation == 1:
+    if learner.objective.splits_exactly:
+        return
+    if given.train.batch_size == 1:
+        raise Mistake(
+            f"train.batch_size=1: {type(learner.objective).__name__} compares a step's rows with each other. Set more."
+        )
+    if given.accumulation == 1:
         return
     raise Mistake(
         f"train.micro_batch_size={given.train.micro_batch_size}: {type(learner.objective).__name__} compares a step's "

@@ -89,7 +89,7 @@ def losses(
     gathered = peers.gather((sums, counts))
     sums = {name: sum(part[name] for part, _ in gathered) for name in sums}
     counts = {name: sum(part[name] for _, part in gathered) for name in counts}
-    means = {name: sums[name] / max(counts[name], 1.0) for name in sums}
+    means = {name: sums[name] / counts[name] for name in sums if counts[name]}
     if means and "loss" not in means:
         means["loss"] = sum(weights[name] * mean for name, mean in means.items())
     return means

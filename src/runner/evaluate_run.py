@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ def evaluate_run(composed: Composed) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)  # before the work, so that a folder that cannot be written is told now
 
     objective = run.load()
-    check_row = getattr(objective, "check_row", None)
+    prepare, check_row = (getattr(objective, name, None) for name in ("prepare", "check_row"))
+    if prepare is not None:
+        examples = [replace(one, row=prepare(one.row)) for one in examples]
+        prompts = run.frame.prompts(examples[: run.settings.evaluation.predict_rows])
     if check_row is not None:
         for one in examples:
             check_row(one.row)

@@ -67,6 +67,8 @@ def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
     objective = build_objective(composed, frame, rows=[one.row for one in examples["train"]])
     for one in (one for split in examples.values() for one in split):
         objective.check_row(one.row)
+    for split, some in examples.items():
+        getattr(objective, "check_rows", lambda *_: None)(split, [one.row for one in some])
     lengths = {split: report_of(rows) for split, rows in examples.items()}
     return Learner(objective, examples, examples.get("val", [])[:predict_rows], lengths, frame.collate())
 

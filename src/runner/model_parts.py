@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ class ModelPart:
 
     name: str
     given: Part
-    module: nn.Module
+    modules: tuple[nn.Module, ...]
     parameters: tuple[nn.Parameter, ...]
     """Those that train."""
 
@@ -43,17 +43,22 @@ def parts_of(model: nn.Module, tree: Mapping[str, Any]) -> tuple[ModelPart, ...]
         if name not in modules:
             near = [one for one in modules if one.count(".") <= max(name.count("."), 1)]
             raise Mistake(f"train.parts.{name}: the model has no such part{did_you_mean(name, near)}")
-    owned: dict[str, list[nn.Parameter]] = {name: [] for name in named}
-    for key, parameter in model.named_parameters():
-        owners = [name for name in named if key.startswith(f"{name}.")]
-        if owners and parameter.requires_grad:
-            owned[max(owners, key=len)].append(parameter)
+    trained = {key: one for key, one in model.named_parameters() if one.requires_grad}
+    owned = {name: [one for key, one in trained.items() if owner_of(key, named) == name] for name in named}
     for name, parameters in owned.items():
         if not parameters:
-            raise Mistake(f"train.parts.{name}: nothing of it trains, so there is nothing to set.")
-    parts = tuple(ModelPart(name, one, modules[name], tuple(owned[name])) for name, one in named.items())
+            inner = [f"train.parts.{one}" for one in named if one.startswith(f"{name}.") and owned[one]]
+            said = f"all of it that trains belongs to {', '.join(inner)}" if inner else "nothing of it trains"
+            raise Mistake(f"train.parts.{name}: {said}, so there is nothing to set.")
+    inside = {name: tuple(one for key, one in modules.items() if owner_of(key, named) == name) for name in named}
+    parts = tuple(ModelPart(name, one, inside[name], tuple(owned[name])) for name, one in named.items())
     check_something_trains(model, parts)
     return parts
+
+
+def owner_of(key: str, names: Iterable[str]) -> str | None:
+    """The longest name that a parameter or module is, or stands under."""
+    return max((name for name in names if f"{key}.".startswith(f"{name}.")), key=len, default=None)
 
 
 def check_something_trains(model: nn.Module, parts: tuple[ModelPart, ...]) -> None:
@@ -69,21 +74,22 @@ def check_something_trains(model: nn.Module, parts: tuple[ModelPart, ...]) -> No
 def group_by_part(optimizer: Optimizer, parts: tuple[ModelPart, ...]) -> None:
     """Give parts that have a learning rate of their own groups of their own; `peak_lr` is where a schedule starts."""
     rates = {id(one): part.given.lr for part in parts if part.given.lr for one in part.parameters}
-    groups = []
+    groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         by_rate: dict[float, list[nn.Parameter]] = {}
         for one in group["params"]:
             by_rate.setdefault(rates.get(id(one), group["lr"]), []).append(one)
         groups += [{**group, "params": some, "lr": rate, "peak_lr": rate} for rate, some in by_rate.items()]
-    # In place: a wrapped optimizer's list is the one that its wrapper shows.
-    optimizer.param_groups[:] = groups
+    # In place: a wrapped optimizer's list is the one that its wrapper shows. Parts come last: the first one is logged.
+    own = set(rates.values())
+    optimizer.param_groups[:] = sorted(groups, key=lambda group: group["lr"] in own)
 
 
 @contextmanager
 def frozen_at(step: int, parts: tuple[ModelPart, ...]) -> Iterator[None]:
     """While the step is taken, its frozen parts have no gradient, no dropout and fixed statistics."""
     held = [part for part in parts if part.is_frozen(step)]
-    modes = {module: module.training for part in held for module in part.module.modules()}
+    modes = {module: module.training for part in held for module in part.modules}
     for part in held:
         for one in part.parameters:
             one.requires_grad_(False)

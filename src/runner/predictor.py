@@ -14,6 +14,7 @@ from runner.config import compose
 from runner.data.decode import decode
 from runner.data.length import check_answers_fit
 from runner.data.rows import check_item, check_messages
+from runner.data.series_files import read_columns
 from runner.evaluate import evaluation_mode
 from runner.models.initialization import reseed
 from runner.protocols import Decoding, Example, Message, Mistake, Objective, Prediction, Row
@@ -128,16 +129,21 @@ def answer_of(prediction: Prediction) -> Answer:
 
 def in_their_own_way(objective: Objective, rows: Sequence[Row]) -> Sequence[Row]:
     """Rows as the run's source would have given them: a forecaster's series scaled as its training rows were."""
-    prepare = getattr(objective, "prepare", None)
+    prepare, columns = getattr(objective, "prepare", None), getattr(objective, "columns", None)
     if prepare is None:
         return rows
-    return [prepare(replace(row, items={name: read(row, name) for name in row.items})) for row in rows]
+    return [prepare(replace(row, items={**row.items, **series_of(row, columns)})) for row in rows]
 
 
-def read(row: Row, modality: str) -> tuple[Any, ...]:
-    """Its series decoded, other items as they are."""
-    items = row.items[modality]
-    return tuple(decode(modality, item) for item in items) if modality == "series" else items
+def series_of(row: Row, columns: Sequence[str] | None) -> dict[str, tuple[Any, ...]]:
+    """Its series decoded; of a CSV file with a header the columns of these names."""
+    read = [
+        read_columns(item, columns)
+        if columns and isinstance(item, Path) and item.suffix.lower() == ".csv"
+        else decode("series", item)
+        for item in row.items.get("series", ())
+    ]
+    return {"series": tuple(read)} if read else {}
 
 
 def row_of(run: Trained, fields: Mapping[str, Any], where: str) -> Row:

@@ -111,10 +111,11 @@ class Objective(Protocol):
     """A `torch.nn.Module`: what is learnt. The loop knows nothing else about the model.
 
     It may also have `decoding: Decoding`, which `predict` goes by; `details(predictions)`, a mapping for summary.json;
-    `prepare(row)`, which brings series in their own units to how the run's source gives them (`numbers` of predictions
-    are in those units); and `memory()`, JSON of what it keeps of the training rows beside weights (its classes, say).
-    Checkpoints have it, and where the run is used without its rows the constructor gets it back as `memory`, which is
-    None otherwise.
+    `prepare(row)`, which brings rows that are not the run's own to its scale (`numbers` of predictions are in the rows'
+    own units), and `columns`, the names of a series' channels for it; `check_rows(split, rows)`, which raises `Mistake`
+    for a split that it could not learn from; and `memory()`, JSON of what it keeps of the training rows beside weights
+    (its classes, say). Checkpoints have it, and where the run is used without its rows the constructor gets it back as
+    `memory`, which is None otherwise.
     """
 
     metric_names: tuple[str, ...]

@@ -139,7 +139,7 @@ def check_same(content: CheckpointContent, parts: Parts, path: Path, force: bool
     names = {
         "data": "the training rows (or how they are rendered)",
         "files": "the frozen weights' files",
-        "memory": "the rows' classes",
+        "memory": "what the model keeps of the rows (classes, or scales and lengths)",
     }
     changed = [names[key] for key, value in parts.fingerprints.items() if content.state.get(key, {}) != value]
     if changed and not force:

@@ -76,6 +76,8 @@ class CsvSeries:
         times = times_of(table, self.time)
         channels = self.named(table, "channels", self.channels)
         targets = self.named(table, "targets", self.targets) if self.targets else channels
+        if self.apart and targets != channels:
+            raise Mistake("data.apart=true forecasts each channel from itself alone: data.targets must be null.")
         names = list(dict.fromkeys([*channels, *targets]))
         values = table.numbers(names)  # float64 [names, R]
         self.check_missing(table, names, values)

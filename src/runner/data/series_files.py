@@ -15,6 +15,7 @@ import numpy as np
 
 from runner.data.rows import LARGEST_NUMBER, check_channels, kind
 from runner.protocols import Mistake
+from runner.spelling import did_you_mean
 
 MISSING = ("", "na", "nan", "null", "none")
 """Cells that stand for a missing value, in any case."""
@@ -69,6 +70,17 @@ def series_of_csv(file: Path) -> np.ndarray:
     return table.numbers(table.names)
 
 
+def read_columns(file: Path, names: Sequence[str]) -> np.ndarray:
+    """float64 [C, T] of these columns, whatever stands beside them; of all, where the first line names none."""
+    table = read_table(file, header=None)
+    if not table.has_header:
+        return table.numbers(table.names)
+    lacking = [name for name in names if name not in table.names]
+    if lacking:
+        raise Mistake(f"{file.name}:1 has no column `{lacking[0]}`{did_you_mean(lacking[0], table.names)}")
+    return table.numbers(names)
+
+
 @dataclass(frozen=True)
 class Table:
     """A CSV file as text: `cells[k]` is what stands in line `lines[k]`, as many cells as names."""
@@ -77,6 +89,7 @@ class Table:
     names: list[str]
     cells: list[list[str]]
     lines: list[int]
+    has_header: bool
 
     def column(self, name: str) -> list[str]:
         position = self.names.index(name)
@@ -125,7 +138,7 @@ def read_table(file: Path, header: bool | None) -> Table:
         raise Mistake(f"{file.name}:1 {said}; name each column once, parted by commas.")
     if not rows:
         raise Mistake(f"{file.name} has no line of values.")
-    table = Table(file, names, [row for _, row in rows], [line for line, _ in rows])
+    table = Table(file, names, [row for _, row in rows], [line for line, _ in rows], header)
     ragged = [(k, f"{len(row)} cells, not {len(names)}") for k, row in enumerate(table.cells) if len(row) != len(names)]
     if ragged:
         raise Mistake(table.tell(ragged))

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, normalize
 
@@ -24,7 +24,7 @@ from runner.models.retrieval import Retrieval, retrieval
 from runner.protocols import Batch, Encoder, Mistake, Prediction, Projector, Row, Step, Term, Tokens
 
 LARGEST_SCALE = 100.0
-"""Of the logits, as CLIP holds it; beyond it training becomes unstable."""
+"""Of the logits, as CLIP holds it; beyond it training becomes unstable. A temperature is at least its inverse."""
 
 
 class Align(nn.Module):
@@ -46,7 +46,7 @@ class Align(nn.Module):
         width: Annotated[int, Ge(1)],
         loss: Literal["infonce", "sigmoid"],
         class_aware: bool,
-        temperature: Annotated[float, Gt(0)],
+        temperature: Annotated[float, Ge(0.01)],
         bias: float,
     ) -> None:
         super().__init__()
@@ -72,12 +72,24 @@ class Align(nn.Module):
         if self.class_aware and row.label is None:
             raise Mistake(f"{row.where} (id {row.id}) has no label, which model.class_aware=true goes by. Give it one.")
 
+    def check_rows(self, split: str, rows: Sequence[Row]) -> None:
+        """Raises `Mistake` for a split of which no two rows have both of any two modalities."""
+        for pair in self.pairs:
+            if sum(all(row.items.get(name) for name in pair) for row in rows) > 1:
+                return
+        raise Mistake(
+            f"The {split} split has no two rows with both of {' or both of '.join(map(' and '.join, self.pairs))}, so "
+            "there is nothing to bring together. Give it such rows, or take the split away."
+        )
+
     def counts(self, batch: Batch) -> dict[str, float]:
         """Of each two modalities, the rows that have both."""
         known = self._known(batch)
         return {name_of(pair): float(self._both(known, pair).sum()) for pair in self.pairs}
 
     def forward(self, batch: Batch) -> Step:
+        with torch.no_grad():  # as CLIP does: beyond the limit it would have no gradient that leads it back
+            self.scale.clamp_(max=math.log(LARGEST_SCALE))
         # A process may have no item of what the others have; its rows hang on the scale, so that all go the way back.
         mine = self._vectors(batch) + 0.0 * self.scale
         parts = self._all_gather.values(self._known(batch))
@@ -149,7 +161,7 @@ class Align(nn.Module):
 
     def _loss(self, similar: Tensor, wanted: Tensor, there: Tensor) -> Tensor:
         """Summed over this process's rows; similar, wanted and there are [B, R]."""
-        scale = self.scale.exp().clamp(max=LARGEST_SCALE)
+        scale = self.scale.exp()
         wanted = wanted * there
         if self.bias is not None:
             sign = 2 * wanted - 1

@@ -13,6 +13,7 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
+from runner.models.custom_loss import check_loss, check_values
 from runner.models.pooling import pooled
 from runner.protocols import Batch, Encoder, Mistake, PooledFusion, Prediction, Row, Step, Term
 
@@ -45,6 +46,7 @@ class Classify(nn.Module):
         self.encoder = nn.ModuleDict(cast(Mapping[str, nn.Module], encoders))
         self.fusion = fusion
         self.head = nn.Linear(fusion.width, len(self.classes))
+        check_loss(loss)
         self.loss = loss if loss is not None else nn.CrossEntropyLoss(label_smoothing=label_smoothing, reduction="none")
 
     def memory(self) -> dict[str, Any]:
@@ -67,11 +69,7 @@ class Classify(nn.Module):
         scores = self._scores(batch)
         classes = torch.tensor([self.index[label_of(row)] for row in batch.rows])
         values = self.loss(scores.float(), classes.to(scores.device, non_blocking=True))
-        if values.shape != classes.shape:
-            raise Mistake(
-                f"model.loss gave {list(values.shape)}; it must give a value for each of the {len(classes)} rows "
-                "(reduction=none)."
-            )
+        check_values(values, classes.shape, "rows")
         weights = torch.tensor(self._weights_of(batch)).to(scores.device, non_blocking=True)
         return Step({"loss": Term((values * weights).sum())})
 

@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from runner.models.custom_loss import check_loss, check_values
 from runner.models.pooling import pooled
-from runner.protocols import Batch, Channels, Encoder, Mistake, PooledFusion, Prediction, Row, Step, Term
+from runner.protocols import Batch, Channels, Encoder, Horizon, Mistake, PooledFusion, Prediction, Row, Step, Term
 
 LABEL = "label"
+LARGEST = 3.4e38
+"""What float32 holds."""
 EPSILON = 1e-5
 """Added to a lookback's standard deviation, so that a constant one can be divided by it."""
 
@@ -32,7 +35,6 @@ class Regress(nn.Module):
     [B, K, H] and what is due [B, K, H] to a value for each, unreduced.
     """
 
-    metric_names = ("mse", "mae", "r2")
     splits_exactly = True
 
     def __init__(
@@ -48,6 +50,8 @@ class Regress(nn.Module):
         self.known = memory if memory is not None else aim_of(rows or ())
         self.targets = channels_of(self.known["targets"])
         self.scaling = channels_of(self.known["inputs"]) if self.known["inputs"] else None
+        self.columns = self.scaling.names if self.scaling else None
+        self.metric_names = ("mse", "mae") if self.scaling else ("mse", "mae", "r2")
         self.skip = skip
         self.sources = sources_of(self.targets, self.scaling) if skip != "none" else []
         self.apart: bool = self.known["apart"]
@@ -59,6 +63,7 @@ class Regress(nn.Module):
         if skip != "none":
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
+        check_loss(loss)
         self.loss = loss if loss is not None else nn.MSELoss(reduction="none")
 
     def memory(self) -> dict[str, Any]:
@@ -76,6 +81,11 @@ class Regress(nn.Module):
                 f"{row.where} (id {row.id}) has no horizon, and the rows to train on have one. Use one source."
             )
         shape, wanted = row.horizon.values.shape, (len(self.targets.names), known["horizon"])
+        if row.horizon.inputs.names != self.columns:
+            raise Mistake(
+                f"{row.where} (id {row.id}) has the channels {', '.join(row.horizon.inputs.names)}, and the run reads "
+                f"{', '.join(self.columns or ())}. Name them in this order (data.channels)."
+            )
         if row.horizon.targets.names != self.targets.names or shape != wanted:
             raise Mistake(
                 f"{row.where} (id {row.id}) has {shape[1]} steps of {', '.join(row.horizon.targets.names)} to come, "
@@ -84,22 +94,43 @@ class Regress(nn.Module):
         self._lookback_of(row)
 
     def prepare(self, row: Row) -> Row:
-        """A row with series in their own units, as the run's source gives them: scaled, and apart where they were."""
-        if self.scaling is None or "series" not in row.items:
+        """A row that is not the run's own, scaled as the run's are: one of another source, or with series in their own
+        units. Raises `Mistake` for series that the run cannot read."""
+        if self.scaling is None:
             return row
+        given, horizon = None, row.horizon
+        if horizon is not None:
+            self.check_row(row)
+            given = horizon.inputs
+            if same(given, self.scaling) and same(horizon.targets, self.targets):
+                return row
+            own = horizon.values * horizon.targets.scale[:, None] + horizon.targets.mean[:, None]
+            values = (own - self.targets.mean[:, None]) / self.targets.scale[:, None]
+            horizon = Horizon(values.astype(np.float32), self.scaling, self.targets)
+        items = {**row.items, "series": self._rescaled_series(row, given)}
+        prepared = replace(row, items=items, horizon=horizon)
+        self._lookback_of(prepared)
+        return prepared
+
+    def _rescaled_series(self, row: Row, given: Channels | None) -> tuple[np.ndarray, ...]:
+        """`given`: how its numbers are scaled; None: in their own units."""
+        assert self.scaling is not None
         mean, scale = self.scaling.mean[:, None], self.scaling.scale[:, None]
-        items = [np.asarray(item, dtype=np.float64) for item in row.items["series"]]
+        items = [as_numbers(item, row) for item in row.items.get("series", ())]
+        if given is not None and self.apart:
+            items = [np.concatenate(items)]
         for item in items:
             if item.ndim != 2 or len(item) != len(mean):
                 raise Mistake(
                     f"{row.where}: the series has the shape {list(item.shape)}; this run reads "
                     f"{', '.join(self.scaling.names)} over time, [{len(mean)}, steps]."
                 )
-        scaled = [((item - mean) / scale).astype(np.float32) for item in items]
-        series = tuple(one[None] for item in scaled for one in item) if self.apart else tuple(scaled)
-        prepared = replace(row, items={**row.items, "series": series})
-        self._lookback_of(prepared)
-        return prepared
+        own = [item if given is None else item * given.scale[:, None] + given.mean[:, None] for item in items]
+        scaled = [(item - mean) / scale for item in own]
+        for before, after in zip(items, scaled, strict=True):
+            if (np.isfinite(before) & ~(np.abs(after) <= LARGEST)).any():
+                raise Mistake(f"{row.where}: the series has numbers that are out of all proportion to the run's.")
+        return tuple(one[None] if self.apart else one for item in scaled for one in parted(item, self.apart))
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """The numbers that are due."""
@@ -110,12 +141,10 @@ class Regress(nn.Module):
         said = self._said(batch)
         due = torch.from_numpy(np.stack([self._due_of(row) for row in batch.rows]))
         weights = torch.isfinite(due) * torch.tensor(batch.weights)[:, None, None]
-        values = self.loss(said, due.nan_to_num().to(said.device, non_blocking=True))
-        if values.shape != due.shape:
-            raise Mistake(
-                f"model.loss gave {list(values.shape)}; it must give a value for each of the {list(due.shape)} numbers "
-                "(reduction=none)."
-            )
+        # What is missing counts for nothing, so it is to be what was said: any loss is defined there.
+        due = due.to(said.device, non_blocking=True)
+        values = self.loss(said, torch.where(torch.isfinite(due), due, said.detach()))
+        check_values(values, due.shape, "numbers")
         return Step({"loss": Term((values * weights.to(said.device, non_blocking=True)).sum())})
 
     @torch.no_grad()
@@ -166,7 +195,7 @@ class Regress(nn.Module):
 
     def _lookback_of(self, row: Row) -> np.ndarray:
         """float32 [K, S] of the targets' own past, where the forecast starts from it."""
-        if self.skip == "none":
+        if self.scaling is None:
             return np.zeros((0, 0), np.float32)
         series = self._series_of(row)
         if series.shape[1] != self.known["lookback"]:
@@ -174,7 +203,7 @@ class Regress(nn.Module):
                 f"{row.where} (id {row.id}) has {series.shape[1]} steps, and the run was made for "
                 f"{self.known['lookback']} (data.lookback)."
             )
-        return series[self.sources]
+        return series[self.sources]  # none of them where nothing starts from it
 
     def _series_of(self, row: Row) -> np.ndarray:
         """float32 [C, S]"""
@@ -225,20 +254,37 @@ def aim_of(rows: Sequence[Row]) -> dict[str, Any]:
             "horizon": int(horizon.values.shape[1]),
         }
     labels = np.array([number_of(row) for row in rows])
-    if not labels.std() > 0:
+    if labels.max() == labels.min():
         raise Mistake(f"Every row to train on has the label {labels[0]:g}: there is nothing to learn.")
     target = {"names": [LABEL], "mean": [float(labels.mean())], "scale": [float(labels.std())]}
     return {"targets": target, "inputs": None, "apart": False, "lookback": None, "horizon": 1}
 
 
 def number_of(row: Row) -> float:
-    if isinstance(row.label, bool) or not isinstance(row.label, int | float):
-        said = "no label" if row.label is None else f"the label {row.label!r}"
+    number = row.label
+    if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= LARGEST:
+        said = "no label" if number is None else f"the label {repr(number)[:40]}"
         raise Mistake(
-            f"{row.where} (id {row.id}) has {said}; model=regress learns a number, or a horizon (data=csv_series). "
-            "Give it one, or learn classes (model=classify)."
+            f"{row.where} (id {row.id}) has {said}; model=regress learns a number that float32 holds, or a horizon "
+            "(data=csv_series). Give it one, or learn classes (model=classify)."
         )
-    return float(row.label)
+    return float(number)
+
+
+def as_numbers(item: Any, row: Row) -> np.ndarray:
+    try:
+        return np.asarray(item, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise Mistake(f"{row.where}: the series is no array of numbers, [channels, steps].") from error
+
+
+def parted(item: np.ndarray, apart: bool) -> tuple[np.ndarray, ...]:
+    """float32 [C, S], or each channel of it, [S]."""
+    return tuple(item.astype(np.float32)) if apart else (item.astype(np.float32),)
+
+
+def same(one: Channels, other: Channels) -> bool:
+    return bool(np.array_equal(one.mean, other.mean) and np.array_equal(one.scale, other.scale))
 
 
 def sources_of(targets: Channels, inputs: Channels | None) -> list[int]:

@@ -21,7 +21,8 @@ class Retrieval(NamedTuple):
 def retrieval(queries: np.ndarray, candidates: np.ndarray, classes: Sequence[object]) -> Retrieval:
     """Both [Q, D], of length 1; a candidate is a hit where its class is the query's.
 
-    A candidate as similar as the first hit comes before it, so that equal vectors find nothing.
+    A candidate as similar as the first hit comes before it, so that equal vectors find nothing; nor do such that are no
+    numbers.
     """
     numbers = np.unique([str(one) for one in classes], return_inverse=True)[1]
     ranks = []
@@ -29,6 +30,6 @@ def retrieval(queries: np.ndarray, candidates: np.ndarray, classes: Sequence[obj
         similar = queries[start : start + AT_ONCE] @ candidates.T
         hits = numbers[start : start + AT_ONCE, None] == numbers[None]
         best = np.where(hits, similar, -np.inf).max(axis=1, keepdims=True)
-        ranks.append(1 + ((similar >= best) & ~hits).sum(axis=1))
+        ranks.append(1 + (~(similar < best) & ~hits).sum(axis=1))
     rank = np.concatenate(ranks)
     return Retrieval(float((rank <= 1).mean()), float((rank <= 5).mean()), float(np.median(rank)))
