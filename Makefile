@@ -24,7 +24,7 @@ help:
 	@echo 'make train ARGS="experiment=NAME ..."     runner train with these arguments'
 	@echo 'make train-custom CONFIG=my.yaml          runner train with an experiment file of your own (and ARGS)'
 	@echo 'make test                                 the tests; ARGS goes to pytest: ARGS="-k resume"'
-	@echo 'make test-zoo                             two steps of every encoder with every objective (2 minutes)'
+	@echo 'make test-zoo                             every encoder with every objective, parts from outside, and more (minutes)'
 	@echo 'make test-faults                          signals and kills of real runs, in one process and two (minutes)'
 	@echo 'make test-slow                            the tests that train whole runs (some minutes)'
 	@echo 'make lint                                 ruff, its formatter and mypy'

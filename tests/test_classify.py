@@ -71,7 +71,9 @@ def two_encoders(folder: Path) -> list[str]:
     return [*SMALL, *series, *sizes, *data, "train.batch_size=8", "train.log_ids=true", "optimizer.lr=1e-3"]
 
 
-@pytest.mark.parametrize("fusion", ["concat", "gated", "bilinear", "attention"])
+@pytest.mark.parametrize(
+    "fusion", ["concat", *(pytest.param(one, marks=pytest.mark.zoo) for one in ("gated", "bilinear", "attention"))]
+)
 def test_a_step_may_be_split_and_rows_may_lack_what_others_have(
     seen_and_heard: Path, tmp_path: Path, fusion: str
 ) -> None:

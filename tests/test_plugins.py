@@ -129,6 +129,7 @@ def test_an_encoder_and_a_fusion_from_outside_train(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "run" / "summary.json").read_text())["last"]) == 3
 
 
+@pytest.mark.zoo
 def test_a_sweep_over_precision_in_one_process_goes_on_past_a_job_that_fails(tmp_path: Path) -> None:
     conf = my_conf(tmp_path / "my_conf")
     done = cli(
@@ -498,6 +499,7 @@ def test_the_docs_have_commands_of_every_kind() -> None:
     assert all(one.shown for one in COMMANDS if not one.text.startswith("python"))
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("command", COMMANDS, ids=[f"{k}" for k in range(len(COMMANDS))])
 def test_a_command_of_the_docs_prints_what_stands_there(walk: Walk, command: Command) -> None:
     """Numbers aside, which another machine may have a little differently; of a mistake to the letter."""
@@ -514,6 +516,7 @@ def test_a_command_of_the_docs_prints_what_stands_there(walk: Walk, command: Com
         at = starts[0] + len(wanted)
 
 
+@pytest.mark.zoo
 def test_the_tracker_got_what_metrics_jsonl_has(walk: Walk) -> None:
     """Of both lives of the run; the second one's first process is its only one."""
     run = walk.folder / "outputs/tags"
@@ -537,6 +540,7 @@ def without_speed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if not name.endswith("_per_s")} for line in lines]
 
 
+@pytest.mark.zoo
 def test_two_processes_have_the_curve_of_one_with_parts_from_outside(walk: Walk) -> None:
     (text,) = [one.text for one in COMMANDS if "cluster=ddp" in one.text]
     words = [word for word in shlex.split(text)[2:] if not word.startswith(("cluster=", "hydra.run.dir", "data.path"))]
@@ -549,6 +553,7 @@ def test_two_processes_have_the_curve_of_one_with_parts_from_outside(walk: Walk)
     assert max(abs(a["loss"] - b["loss"]) for a, b in zip(one[:12], two[:12], strict=True)) <= 1e-5
 
 
+@pytest.mark.zoo
 def test_evaluate_and_generate_use_a_run_of_parts_from_outside(walk: Walk) -> None:
     run = walk.folder / "outputs/tags"
     found = read_json(run / "evaluations/val.json")
@@ -560,6 +565,7 @@ def test_evaluate_and_generate_use_a_run_of_parts_from_outside(walk: Walk) -> No
     assert predictor(ecg=[[0.0, 0.8, 0.9, 0.1, -0.8, -1.0, -0.3, 0.7] * 3]) == ""
 
 
+@pytest.mark.zoo
 def test_a_run_goes_on_to_the_same_bits_through_a_checkpointer_of_ones_own(walk: Walk, tmp_path: Path) -> None:
     """Past a newest file that is broken, and past what a killed save left."""
     words = [
@@ -669,6 +675,7 @@ checkpoint:
 """
 
 
+@pytest.mark.zoo
 def test_an_objective_with_a_language_model_learns_on_two_processes_too(walk: Walk, tmp_path: Path) -> None:
     conf = my_conf(tmp_path / "my_conf")
     (conf / "my_answer.py").write_text(ANSWER)
@@ -718,6 +725,7 @@ tracker:
 """
 
 
+@pytest.mark.zoo
 def test_trackers_that_raise_or_hang_do_not_hurt_a_run(
     walk: Walk, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

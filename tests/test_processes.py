@@ -92,9 +92,8 @@ SENDERS: dict[str, Callable[[psutil.Process], None]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "sender", [name if name == "the launcher" else pytest.param(name, marks=pytest.mark.faults) for name in SENDERS]
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("sender", SENDERS)
 def test_a_signal_saves_once_leaves_no_process_and_the_run_goes_on_exactly(
     whole: Callable[[int], Path], pictures: Path, tmp_path: Path, sender: str
 ) -> None:
@@ -144,6 +143,7 @@ def test_the_command_line_killed_ends_as_if_it_had_not_been(
     assert fingerprint(folder) == fingerprint(whole(processes))
 
 
+@pytest.mark.faults
 def test_what_one_process_meets_ends_them_all_in_its_words(tmp_path: Path) -> None:
     """The second row, which the second process takes, has a picture that cannot be read."""
     rows = []

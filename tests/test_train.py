@@ -560,6 +560,7 @@ def shuffled(rows: Sequence[Any], by: int) -> list[Any]:
     ]
 
 
+@pytest.mark.zoo
 def test_the_picture_is_used(tmp_path: Path) -> None:
     """A trained model that is shown other rows' pictures answers no better than chance."""
     from accelerate import Accelerator

@@ -260,7 +260,7 @@ def test_a_resume_holds_the_classes_against_those_of_the_checkpoint(classify: Pa
     words = [*TRAIN, *CLASSIFY, f"data.path={data}", f"resume={run}", "force_resume=false"]
     config = (run / "config.yaml").read_text().replace(str(classify.parent / "data"), str(data))
     (run / "config.yaml").write_text(config)
-    with pytest.raises(Mistake, match="the rows' classes"):
+    with pytest.raises(Mistake, match="what the model keeps of the rows"):
         runner.train(words)
 
 
