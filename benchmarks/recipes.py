@@ -186,7 +186,8 @@ RECIPES = (
         source="trimodal_animals",
         words=(
             *animals("align_train", "instruct_val", "messages,text", epochs=14),
-            "encoder.audio.dropout=0.2", "fusion=pooled_bilinear", "fusion.dropout=0.3", "fusion.modality_dropout=0.5", "train.parts.encoder.audio.lr=3e-3",
+            "encoder.audio.dropout=0.2", "fusion=pooled_bilinear", "fusion.dropout=0.3",
+            "fusion.modality_dropout=0.5", "train.parts.encoder.audio.lr=3e-3",
         ),
         scored="instruct_val.jsonl: 65 rows, 16 with a sound alone and 9 with a picture alone, 4 classes",
         metric="val/accuracy",
