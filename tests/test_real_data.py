@@ -33,6 +33,7 @@ def checkpoint_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in newest.iterdir())
 
 
+@pytest.mark.zoo
 def test_lora_on_a_real_llama_learns_and_its_checkpoint_is_small(shared: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     summary = maths(

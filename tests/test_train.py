@@ -416,6 +416,7 @@ def test_a_sweeps_folder_is_not_trained_into_twice(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in weights_of(tmp_path / "sweep" / "0").items())
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_saves_although_there_are_workers(tmp_path: Path, number: int) -> None:
     process = subprocess.Popen(
