@@ -317,6 +317,7 @@ print(min(rounds), os.environ["MALLOC_TRIM_THRESHOLD_"])
 """
 
 
+@pytest.mark.zoo
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 @pytest.mark.parametrize("own", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
 def test_freed_memory_is_used_again_unless_the_user_chose(own: dict[str, str]) -> None:

@@ -221,7 +221,7 @@ def test_rows_that_no_trainable_part_sees_are_trained_past(
 PLACES = ("forward", "update", "record", "save")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.faults)])
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.faults)])
 @pytest.mark.parametrize(
     "step", [1, 2, 4, 8], ids=["in the first epoch", "at its end", "in a later epoch", "in the last step"]

@@ -67,6 +67,7 @@ def test_a_part_has_its_own_learning_rate(tmp_path: Path) -> None:
     assert max(float(one.abs().max()) for one in change["whole"].values()) > 1e-5
 
 
+@pytest.mark.zoo
 def test_processes_freeze_together_and_a_resumed_run_freezes_on(pictures: Path, tmp_path: Path) -> None:
     """One process as two, and a run stopped while a part is frozen as one that was not: rows without a picture too."""
     for split in ("train", "val"):

@@ -114,6 +114,7 @@ def cli(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.zoo
 def test_an_encoder_and_a_fusion_from_outside_train(tmp_path: Path) -> None:
     conf = my_conf(tmp_path / "my_conf")
     done = cli(

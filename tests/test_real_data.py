@@ -86,6 +86,7 @@ def clothes(shared: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("fusion", ["prefix", "interleave"])
 def test_several_photographs_a_row_overfit(shared: Path, tmp_path: Path, fusion: str) -> None:
     data = clothes(shared, tmp_path / "clothes")

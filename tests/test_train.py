@@ -386,6 +386,7 @@ def test_a_signal_ends_an_evaluation_and_the_run_goes_on_exactly(tmp_path: Path)
     assert [line["step"] for line in lines_of(stopped, "val")] == [3, 6]
 
 
+@pytest.mark.faults
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path: Path) -> None:
     words = [*SMALL, "train.max_steps=30", "train.log_every=1", "hydra.run.dir=run"]
     process = subprocess.Popen(
