@@ -42,7 +42,7 @@ ROOMS = {
     "checkpoint": ("checkpoint",),
     "optimizer": ("optimizer", "schedule"),
     "machine": ("run_folder", "folders", "terminal", "precision", "signals", "peers"),
-    "ground": ("protocols", "records", "settings", "fingerprint", "pretrained", "spelling"),
+    "ground": ("protocols", "records", "settings", "fingerprint", "pretrained", "resampler", "spelling"),
 }  # fmt: skip
 """Room: its modules, below `runner`."""
 
@@ -75,7 +75,7 @@ HOMES = {
     "comet_ml": {"trackers.comet"},
     "hydra": {"front", "composition"},
     "omegaconf": {"front", "composition"},
-    "transformers": {"models", "encoders", "projectors", "fusion", "pretrained"},
+    "transformers": {"models", "encoders", "projectors", "pretrained", "resampler"},
     "peft": {"models", "encoders"},
     "tokenizers": {"models", "encoders"},
 }

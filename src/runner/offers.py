@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from runner.data.collate import Collate
 from runner.models.llm import LanguageModel
-from runner.models.pooling import mean_of
 from runner.protocols import (
     IGNORED,
     Batch,
@@ -98,7 +97,7 @@ def check_pools(
         if fusion is None:
             continue
         vectors = {name: torch.zeros(1, encoder.width) for name, encoder in encoders.items()}
-        vectors |= {name: mean_of(tokens).mean(0, keepdim=True) for name, tokens in streams.items()}
+        vectors |= {name: tokens.mean().mean(0, keepdim=True) for name, tokens in streams.items()}
         given = called(fusion, vectors, {name: torch.tensor([name in streams]) for name in encoders})
         right = isinstance(given, Tensor) and given.is_floating_point() and given.shape == (1, fusion.width)
         if given is not RAISED and not right:

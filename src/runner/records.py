@@ -113,6 +113,11 @@ class Tokens:
     mask: Tensor
     """bool [N, T]"""
 
+    def mean(self) -> Tensor:
+        """[N, E], over the tokens that are no padding; zeros where there is none."""
+        there = self.mask.unsqueeze(-1)
+        return (self.features * there).sum(1) / there.sum(1).clamp(min=1)
+
 
 @dataclass(frozen=True)
 class Fused:

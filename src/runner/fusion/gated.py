@@ -40,7 +40,5 @@ class Gated(nn.Module):
         return splice(text, batch, {name: self.gated(name, tokens) for name, tokens in streams.items()}, side)
 
     def gated(self, name: str, tokens: Tokens) -> Tokens:
-        there = tokens.mask.unsqueeze(2)
-        mean = (tokens.features * there).sum(1) / there.sum(1).clamp(min=1)
-        opened = torch.sigmoid(self.gate[name](mean)).unsqueeze(1)  # [N, 1, 1]
+        opened = torch.sigmoid(self.gate[name](tokens.mean())).unsqueeze(1)  # [N, 1, 1]
         return Tokens(self.dropout(tokens.features * opened), tokens.mask)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from runner.fusion.splice import splice
 from runner.protocols import Batch, Fused, Mistake, Stream, Tokens
+from runner.resampler import build_resampler
 
 JOINT = "joint"
 
@@ -35,28 +36,11 @@ class Perceiver(nn.Module):
         heads: Annotated[int, Ge(1)],
         dropout: Annotated[float, Ge(0), Lt(1)],
     ) -> None:
-        from transformers.models.idefics2.configuration_idefics2 import Idefics2PerceiverConfig
-        from transformers.models.idefics2.modeling_idefics2 import Idefics2PerceiverResampler
-
         super().__init__()
         if llm_width % heads:
             raise Mistake(f"fusion.heads={heads} does not divide the language model's width, {llm_width}.")
         self.kind = nn.ParameterDict({name: nn.Parameter(torch.randn(llm_width) * 0.02) for name in modalities})
-        self.resampler = Idefics2PerceiverResampler(
-            Idefics2PerceiverConfig(
-                hidden_size=llm_width,
-                resampler_n_latents=tokens,
-                resampler_depth=layers,
-                resampler_n_heads=heads,
-                resampler_head_dim=llm_width // heads,
-                num_key_value_heads=heads,
-                attention_dropout=dropout,
-                initializer_range=llm_width
-                ** -0.5,  # the family's 0.02 is for thousands: narrow, it would see next to nothing
-            )
-        )
-        # The family starts from equal latents, which would stay equal, as they all get the same gradient.
-        nn.init.normal_(self.resampler.latents, std=1.0)
+        self.resampler = build_resampler(llm_width, tokens, layers, heads, dropout)
 
     def forward(
         self, text: Tensor, batch: Batch, streams: Mapping[str, Tokens], side: Literal["left", "right"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.protocols import Batch, Tokens
+from runner.protocols import Batch
 
 
 def pooled(
@@ -33,7 +33,7 @@ def pooled(
             present[name] = torch.zeros(rows, dtype=torch.bool, device=device)
             continue
         inputs = {key: tensor.to(device, non_blocking=True) for key, tensor in stream.inputs.items()}
-        items = mean_of(encoder(**inputs))
+        items = encoder(**inputs).mean()
         of_row = torch.arange(rows) if name == apart else torch.tensor([row for row, _, _ in stream.places])
         count = torch.bincount(of_row, minlength=rows)
         total = torch.zeros(rows, items.shape[1], dtype=items.dtype, device=device)
@@ -47,9 +47,3 @@ def pooled(
         {name: one.repeat_interleave(shared[name], dim=0) for name, one in vectors.items()},
         {name: one.repeat_interleave(shared[name], dim=0) for name, one in present.items()},
     )
-
-
-def mean_of(tokens: Tokens) -> Tensor:
-    """[N, T, E] -> [N, E], over the tokens that are no padding."""
-    mask = tokens.mask.unsqueeze(-1)
-    return (tokens.features * mask).sum(1) / mask.sum(1).clamp(min=1)

@@ -60,10 +60,8 @@ class SoftTokens(nn.Module):
         self.layers = two_layers(encoder_width, hidden_size or llm_width, tokens * llm_width)
 
     def forward(self, tokens: Tokens) -> Tokens:
-        there = tokens.mask.unsqueeze(2)
-        mean = (tokens.features * there).sum(1) / there.sum(1).clamp(min=1)
         mask = tokens.mask.any(1, keepdim=True).expand(-1, self.tokens)
-        return Tokens(self.layers(mean).unflatten(1, (self.tokens, -1)), mask)
+        return Tokens(self.layers(tokens.mean()).unflatten(1, (self.tokens, -1)), mask)
 
 
 def grouped(tokens: Tokens, size: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
 from runner.protocols import Mistake, Tokens
+from runner.resampler import build_resampler
 
 Count = Annotated[int, Ge(1)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -31,28 +32,11 @@ class Perceiver(nn.Module):
         heads: Count,
         dropout: Share,
     ) -> None:
-        from transformers.models.idefics2.configuration_idefics2 import Idefics2PerceiverConfig
-        from transformers.models.idefics2.modeling_idefics2 import Idefics2PerceiverResampler
-
         super().__init__()
         width = hidden_size or llm_width
         check_heads(width, heads)
         self.before = nn.Linear(encoder_width, width)
-        self.resampler = Idefics2PerceiverResampler(
-            Idefics2PerceiverConfig(
-                hidden_size=width,
-                resampler_n_latents=tokens,
-                resampler_depth=layers,
-                resampler_n_heads=heads,
-                resampler_head_dim=width // heads,
-                num_key_value_heads=heads,
-                attention_dropout=dropout,
-                initializer_range=width
-                ** -0.5,  # the family's 0.02 is for thousands: narrow, it would see next to nothing
-            )
-        )
-        # The family starts from equal queries, which would stay equal, as they all get the same gradient.
-        nn.init.normal_(self.resampler.latents, std=1.0)
+        self.resampler = build_resampler(width, tokens, layers, heads, dropout)
         self.after = nn.Linear(width, llm_width)
 
     def forward(self, tokens: Tokens) -> Tokens:
