@@ -75,7 +75,7 @@ HOMES = {
     "comet_ml": {"trackers.comet"},
     "hydra": {"front", "composition"},
     "omegaconf": {"front", "composition"},
-    "transformers": {"models", "encoders", "projectors", "pretrained", "resampler"},
+    "transformers": {"models", "encoders", "projectors", "fusion", "pretrained", "resampler"},
     "peft": {"models", "encoders"},
     "tokenizers": {"models", "encoders"},
 }

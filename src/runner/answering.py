@@ -79,6 +79,7 @@ def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
     check_answers_fit(prompts, composed.tree["model"].get("max_new_tokens"), frame.takes)
     collate = frame.collate()
     llm = build_llm(composed, frame.source)
+    attach_fusion(composed, frame.fusion, llm)
     projectors = build_projectors(composed, frame.encoders, llm.width)
     check_gives(frame.encoders, projectors, frame.fusion, llm, collate, texts.examples["train"])
     objective = build_objective(composed, frame, llm, projectors, frame.chat)
@@ -88,6 +89,7 @@ def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
 def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -> Objective:
     """Without rows; `memory` is what the objective kept of them."""
     llm = build_llm(composed, frame.source)
+    attach_fusion(composed, frame.fusion, llm)
     return build_objective(
         composed, frame, llm, build_projectors(composed, frame.encoders, llm.width), frame.chat, memory
     )
@@ -97,6 +99,7 @@ def skeleton(composed: Composed) -> Objective:
     """Shapes without weights, tokenizer or rows."""
     frame = build_frame(composed)
     llm = LanguageModel(adapt(composed, frame.source, frame.source.skeleton()), {})
+    attach_fusion(composed, frame.fusion, llm)
     return build_objective(composed, frame, llm, build_projectors(composed, frame.encoders, llm.width), None)
 
 
@@ -180,3 +183,11 @@ def build_fusion(composed: Composed, encoders: Mapping[str, Encoder], llm_width:
     if fusion.placement not in PLACEMENTS:
         raise Mistake(f"fusion: placement is {fusion.placement!r}; it must be one of {', '.join(PLACEMENTS)}.")
     return fusion
+
+
+def attach_fusion(composed: Composed, fusion: InputFusion | None, llm: LanguageModel) -> None:
+    """Show the language model, with its LoRA, to a fusion that works inside it or needs its embeddings."""
+    attach = getattr(fusion, "attach", None)
+    if attach is not None:
+        with seeded(composed.tree["seed"], "fusion.layers"):
+            attach(llm)

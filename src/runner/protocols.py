@@ -80,7 +80,11 @@ class Projector(Protocol):
 @runtime_checkable
 class InputFusion(Protocol):
     """A `torch.nn.Module` that puts the items' tokens among the text's. Its constructor may ask for `llm_width`
-    and `modalities`, those that have an encoder."""
+    and `modalities`, those that have an encoder.
+
+    It may also have `attach(llm)`, called once before the first forward with the language model, LoRA on it: its
+    `embedding` [V, D], and its `layers`, to put hooks on. What then works inside the model gives the text alone.
+    """
 
     placement: Literal["front", "placeholder"]
     """Whether items come before the first user text, or where their placeholders stand."""

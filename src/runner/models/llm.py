@@ -202,6 +202,23 @@ class LanguageModel(nn.Module):
         """D"""
         return int(self.embedding.weight.shape[1])
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers, under PEFT too."""
+        unwrap: Any = getattr(self.model, "get_base_model", lambda: self.model)
+        base = unwrap()
+        count = base.config.get_text_config().num_hidden_layers
+        lists = (one for one in base.modules() if isinstance(one, nn.ModuleList) and len(one) == count)
+        found = next(lists, None)
+        if found is None:
+            raise Mistake(f"llm: {self.family} does not keep its layers in one list, so no fusion can work inside it.")
+        return found
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether its layers keep no activations for the backward pass (llm.gradient_checkpointing)."""
+        return any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers)
+
     def _keep_labelled(self, head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._labelled is None:
             return None
