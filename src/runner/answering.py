@@ -44,6 +44,11 @@ class Frame:
         return list(self.encoders)
 
     @property
+    def widths(self) -> dict[str, int]:
+        """E, by modality."""
+        return {name: encoder.width for name, encoder in self.encoders.items()}
+
+    @property
     def takes(self) -> int | None:
         return self.source.max_length()
 
@@ -80,7 +85,7 @@ def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
     collate = frame.collate()
     llm = build_llm(composed, frame.source)
     attach_fusion(composed, frame.fusion, llm)
-    projectors = build_projectors(composed, frame.encoders, llm.width)
+    projectors = build_projectors(composed, frame.widths, llm.width)
     check_gives(frame.encoders, projectors, frame.fusion, llm, collate, texts.examples["train"])
     objective = build_objective(composed, frame, llm, projectors, frame.chat)
     return Learner(objective, texts.examples, prompts, texts.lengths, collate)
@@ -91,7 +96,7 @@ def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -
     llm = build_llm(composed, frame.source)
     attach_fusion(composed, frame.fusion, llm)
     return build_objective(
-        composed, frame, llm, build_projectors(composed, frame.encoders, llm.width), frame.chat, memory
+        composed, frame, llm, build_projectors(composed, frame.widths, llm.width), frame.chat, memory
     )
 
 
@@ -100,7 +105,7 @@ def skeleton(composed: Composed) -> Objective:
     frame = build_frame(composed)
     llm = LanguageModel(adapt(composed, frame.source, frame.source.skeleton()), {})
     attach_fusion(composed, frame.fusion, llm)
-    return build_objective(composed, frame, llm, build_projectors(composed, frame.encoders, llm.width), None)
+    return build_objective(composed, frame, llm, build_projectors(composed, frame.widths, llm.width), None)
 
 
 def build_frame(composed: Composed) -> Frame:

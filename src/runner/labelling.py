@@ -34,6 +34,11 @@ class Frame:
         return list(self.encoders)
 
     @property
+    def widths(self) -> dict[str, int]:
+        """E, by modality."""
+        return {name: encoder.width for name, encoder in self.encoders.items()}
+
+    @property
     def takes(self) -> int | None:
         return None
 
@@ -127,7 +132,7 @@ def build_objective(
             raise Mistake(
                 "projector: model.width is missing, the width that projectors give. Add it to the model's YAML."
             )
-        parts["projectors"] = build_projectors(composed, frame.encoders, width)
+        parts["projectors"] = build_projectors(composed, frame.widths, width)
     with seeded(composed.tree["seed"], "model"):
         objective = seat(composed, "model", **parts)
     check_offers(objective, "model", Objective)
