@@ -14,7 +14,6 @@ from hydra.errors import HydraException
 from runner.complaints import reason
 from runner.protocols import Mistake
 
-
 OF_ONE = re.compile(r"(?P<sign>\+{0,2}|~)projector/(?P<modality>\w+)(?P<rest>=.*|$)", re.DOTALL)
 """`projector/image=linear`: an option of `projector` for one modality, which Hydra keeps in a package of its own."""
 
