@@ -27,7 +27,9 @@ ROOMS = {
         "trained", "evaluate_run", "generate", "predictor",
     ),
     "run": ("session", "resume", "recording", "restoring"),
-    "build": ("build", "answering", "labelling", "seats", "inventory", "offers", "model_parts"),
+    "build": (
+        "build", "answering", "labelling", "alignment", "seats", "inventory", "offers", "model_parts",
+    ),
     "composition": (
         "config", "menu", "complaints", "overrides", "quoting", "resolving", "sweep",
         "schema", "targets", "signatures", "annotations", "combinations", "saved_config",
@@ -42,7 +44,7 @@ ROOMS = {
     "checkpoint": ("checkpoint",),
     "optimizer": ("optimizer", "schedule"),
     "machine": ("run_folder", "folders", "terminal", "precision", "signals", "peers"),
-    "ground": ("protocols", "records", "settings", "fingerprint", "pretrained", "resampler", "spelling"),
+    "ground": ("protocols", "records", "settings", "chosen", "fingerprint", "pretrained", "resampler", "spelling"),
 }  # fmt: skip
 """Room: its modules, below `runner`."""
 
@@ -50,7 +52,7 @@ MAY_IMPORT = {
     "front": {"composition", "machine", "ground"},  # verbs by name only, when one is called
     "verbs": {"run", "build", "composition", "models", "data", "machine", "ground"},
     "run": {"build", "composition", "checkpoint", "machine", "ground"},
-    "build": {"composition", "models", "data", "trackers", "ground"},
+    "build": {"composition", "models", "data", "trackers", "checkpoint", "ground"},
     "composition": {"ground"},
     "models": {"ground"},
     "encoders": {"ground"},

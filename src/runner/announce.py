@@ -27,6 +27,8 @@ def announce(session: Session) -> None:
     for split, report in session.parts.lengths.items():
         terminal.say(f"Data, {split}: {describe(report)}")
     terminal.say(computing(session.precision))
+    for sentence in session.parts.notes:
+        terminal.say(sentence)
     terminal.say("")
     terminal.table(
         "Parameters",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from runner import config, settings
+from runner.alignment import Alignment, aligned_encoders, memory_of, told
 from runner.config import Composed
 from runner.data.chat import ChatFormat, prompt_of
 from runner.data.collate import Collate
@@ -32,7 +33,11 @@ class Frame:
 
     source: LanguageModelSource
     encoders: Mapping[str, Encoder]
+    widths: Mapping[str, int]
+    """What projectors are given, by modality."""
     fusion: InputFusion | None
+    alignment: Alignment | None = None
+    """Where the encoders are those of an earlier run."""
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -42,11 +47,6 @@ class Frame:
     @property
     def modalities(self) -> list[str]:
         return list(self.encoders)
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """E, by modality."""
-        return {name: encoder.width for name, encoder in self.encoders.items()}
 
     @property
     def takes(self) -> int | None:
@@ -76,9 +76,9 @@ class Frame:
         return Collate(preprocess, self.chat.tokenizer.pad_token_id)
 
 
-def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
-    """Raises `Mistake` for whatever config and rows have wrong."""
-    frame = build_frame(composed)
+def build_learner(composed: Composed, predict_rows: int | None, memory: Mapping[str, Any] | None) -> Learner:
+    """Raises `Mistake` for whatever config and rows have wrong. `memory`: of the checkpoint that is gone on from."""
+    frame = build_frame(composed, memory)
     texts = read_texts(composed, frame)
     prompts = frame.prompts(texts.examples.get("val", [])[:predict_rows])
     check_answers_fit(prompts, composed.tree["model"].get("max_new_tokens"), frame.takes)
@@ -88,11 +88,12 @@ def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
     projectors = build_projectors(composed, frame.widths, llm.width)
     check_gives(frame.encoders, projectors, frame.fusion, llm, collate, texts.examples["train"])
     objective = build_objective(composed, frame, llm, projectors, frame.chat)
-    return Learner(objective, texts.examples, prompts, texts.lengths, collate)
+    kept, notes = memory_of(frame.alignment), told(frame.alignment)
+    return Learner(objective, texts.examples, prompts, texts.lengths, collate, kept, notes)
 
 
 def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -> Objective:
-    """Without rows; `memory` is what the objective kept of them."""
+    """Without rows."""
     llm = build_llm(composed, frame.source)
     attach_fusion(composed, frame.fusion, llm)
     return build_objective(
@@ -101,17 +102,33 @@ def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -
 
 
 def skeleton(composed: Composed) -> Objective:
-    """Shapes without weights, tokenizer or rows."""
-    frame = build_frame(composed)
+    """Shapes without weights, tokenizer or rows, and without the run that the encoders may be of."""
+    frame = bare_frame(composed)
     llm = LanguageModel(adapt(composed, frame.source, frame.source.skeleton()), {})
     attach_fusion(composed, frame.fusion, llm)
     return build_objective(composed, frame, llm, build_projectors(composed, frame.widths, llm.width), None)
 
 
-def build_frame(composed: Composed) -> Frame:
+def build_frame(composed: Composed, memory: Mapping[str, Any] | None) -> Frame:
+    """`memory`: of a checkpoint whose weights will be put back; None where the model starts."""
+    if composed.tree["model"].get("aligner") is None:
+        return frame_of(composed, build_encoders(composed))
+    encoders, alignment = aligned_encoders(composed, memory)
+    return replace(frame_of(composed, encoders), alignment=alignment)
+
+
+def bare_frame(composed: Composed) -> Frame:
+    """What rows and shapes need, without the weights that encoders take from another run."""
+    model, frame = composed.tree["model"], frame_of(composed, build_encoders(composed))
+    if model.get("aligner") is None:
+        return frame
+    return replace(frame, widths=dict.fromkeys(frame.encoders, model["aligner_width"]))
+
+
+def frame_of(composed: Composed, encoders: Mapping[str, Encoder]) -> Frame:
     source: LanguageModelSource = seat(composed, "llm")
-    encoders = build_encoders(composed)
-    return Frame(source, encoders, build_fusion(composed, encoders, source.width()))
+    widths = {name: encoder.width for name, encoder in encoders.items()}
+    return Frame(source, encoders, widths, build_fusion(composed, encoders, source.width()))
 
 
 @dataclass(frozen=True)

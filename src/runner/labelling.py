@@ -64,9 +64,10 @@ class Frame:
         return Collate({name: encoder.preprocess for name, encoder in self.encoders.items()}, pad_id=0)
 
 
-def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
-    """Raises `Mistake` for whatever config and rows have wrong."""
-    frame = build_frame(composed)
+def build_learner(composed: Composed, predict_rows: int | None, memory: Mapping[str, Any] | None) -> Learner:
+    """Raises `Mistake` for whatever config and rows have wrong. What a run that goes on kept of its rows (`memory`) is
+    told anew by them, so that other rows are found."""
+    frame = build_frame(composed, memory)
     examples = read_examples(composed, frame)
     check_pools(frame.encoders, frame.fusion, frame.collate(), examples["train"])
     objective = build_objective(composed, frame, rows=[one.row for one in examples["train"]])
@@ -75,7 +76,8 @@ def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
     for split, some in examples.items():
         getattr(objective, "check_rows", lambda *_: None)(split, [one.row for one in some])
     lengths = {split: report_of(rows) for split, rows in examples.items()}
-    return Learner(objective, examples, examples.get("val", [])[:predict_rows], lengths, frame.collate())
+    kept: dict[str, Any] = getattr(objective, "memory", dict)()
+    return Learner(objective, examples, examples.get("val", [])[:predict_rows], lengths, frame.collate(), kept, ())
 
 
 def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -> Objective:
@@ -85,13 +87,13 @@ def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -
 
 def skeleton(composed: Composed) -> Objective:
     """Shapes without weights; rows are read where the objective goes by them, by their classes for instance."""
-    frame = build_frame(composed)
+    frame = build_frame(composed, None)
     goes_by_rows = "rows" in asked_by_model(composed)
     rows = [one.row for one in read_examples(composed, frame)["train"]] if goes_by_rows else None
     return build_objective(composed, frame, rows)
 
 
-def build_frame(composed: Composed) -> Frame:
+def build_frame(composed: Composed, memory: Mapping[str, Any] | None) -> Frame:
     encoders = build_encoders(composed)
     if not encoders:
         raise Mistake(

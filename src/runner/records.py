@@ -156,6 +156,8 @@ class Prediction:
     answer: str
     truth: str | None
     items: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    label: str | None = None
+    """The row's, where the answer is a text that should name it."""
     probabilities: Mapping[str, float] | None = None
     """Of each class, the most probable first, where the answer is one of some classes."""
     numbers: Mapping[str, np.ndarray] | None = None

@@ -42,6 +42,10 @@ class Learner:
     """The val rows that are predicted, without what is to be found out."""
     lengths: Mapping[str, LengthReport]
     collate: Collate
+    memory: Mapping[str, Any]
+    """JSON that checkpoints keep: with it the model can be built where these rows are not."""
+    notes: tuple[str, ...]
+    """What a person should hear of it."""
 
 
 class Frame(Protocol):

@@ -24,11 +24,14 @@ def show(composed: Composed) -> dict[str, Any]:
     given = config.section(composed.tree["show"], Show)
     console = Console(soft_wrap=True, highlight=False)
     if given.part == "parameters":
-        return show_parameters(console, components_of(skeleton(composed)))
+        counted = show_parameters(console, components_of(skeleton(composed)))
+        if composed.tree["model"].get("aligner"):
+            console.print("Not counted: what model.aligner lays on the encoders, frozen.")
+        return counted
     if not composed.tree.get("llm"):
-        examples = labelling.read_examples(composed, labelling.build_frame(composed))
+        examples = labelling.read_examples(composed, labelling.build_frame(composed, None))
         return show_labels(console, {split: [one.row for one in some] for split, some in examples.items()}, given)
-    frame = answering.build_frame(composed)
+    frame = answering.bare_frame(composed)
     texts = answering.read_texts(composed, frame)
     shown = texts.examples[check_split(given.split, texts.examples)][: given.rows]
     console.print(f"{given.split}: {describe(texts.lengths[given.split])}", markup=False)

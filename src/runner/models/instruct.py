@@ -6,6 +6,7 @@ encoder's width, D the language model's width, M merged tokens.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
@@ -30,7 +31,10 @@ from runner.protocols import (
 
 
 class Instruct(nn.Module):
-    metric_names = ("exact_match",)
+    """aligner: the run of model=align whose encoders and projectors come first, frozen; aligner_width: of its space.
+    Both say how the encoders that come in here are made."""
+
+    metric_names = ("exact_match", "label_named")
     splits_exactly = True
 
     def __init__(
@@ -41,6 +45,8 @@ class Instruct(nn.Module):
         fusion: InputFusion | None,
         chat: Any,
         max_new_tokens: Annotated[int, Ge(1)],
+        aligner: str | None,
+        aligner_width: Annotated[int, Ge(1)],
     ) -> None:
         super().__init__()
         self.encoder = nn.ModuleDict(cast(Mapping[str, nn.Module], encoders))
@@ -91,15 +97,20 @@ class Instruct(nn.Module):
                 answer=self.chat.tokenizer.decode(answer, skip_special_tokens=True).strip(),
                 truth=self.chat.truth(row),
                 items=row.items,
+                label=None if row.label is None else str(row.label),
             )
             for row, answer in zip(batch.rows, answers, strict=True)
         ]
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        known = [prediction for prediction in predictions if prediction.truth is not None]
-        if not known:
-            return {}
-        return {"exact_match": sum(one.answer == str(one.truth).strip() for one in known) / len(known)}
+        """The share of answers that are the row's own, and of rows with a label the share of answers that name it and
+        no other row's, in whatever words."""
+        known = [one.answer == str(one.truth).strip() for one in predictions if one.truth is not None]
+        labelled = [one for one in predictions if one.label is not None]
+        labels = {str(one.label) for one in labelled}
+        named = [{label for label in labels if names(one.answer, label)} == {one.label} for one in labelled]
+        shares = {"exact_match": known, "label_named": named}
+        return {name: sum(right) / len(right) for name, right in shares.items() if right}
 
     def _fuse(self, batch: Batch, side: Literal["left", "right"]) -> Fused:
         streams: dict[str, Tokens] = {}
@@ -111,6 +122,18 @@ class Instruct(nn.Module):
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.llm.embedding.weight.device, non_blocking=True)
+
+
+def names(answer: str, label: str) -> bool:
+    """Whether a label stands in an answer as a word, or words, of its own, in capitals or not."""
+    return re.search(rf"(?<!\w){re.escape(label)}(?!\w)", answer, re.IGNORECASE) is not None
+
+
+class Chat(Instruct):
+    """A language model alone."""
+
+    def __init__(self, llm: LanguageModel, chat: Any, max_new_tokens: Annotated[int, Ge(1)]) -> None:
+        super().__init__(llm, {}, {}, None, chat, max_new_tokens, aligner=None, aligner_width=1)
 
 
 def left_padded(batch: Batch, pad_id: int) -> dict[str, Tensor]:
