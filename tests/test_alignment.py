@@ -1,4 +1,4 @@
-"""Phase 2 on phase 1: encoders and aligner are phase 1's to the last bit, frozen, and the new run's own from then on."""
+"""Phase 2 on phase 1: encoders and aligner are phase 1's to the last bit, frozen, and the new run's own."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ MISTAKES = {
     "model.aligner=CLASSIFIER": "brings no encoders together. Give a run of model=align.",
     "model.aligner=RUNS/phase-1 model.aligner_width=13": "has a space of 12 numbers. Set model.aligner_width=12.",
     "model.aligner=RUNS/phase-1 encoder.image.layers=2": "encoder.image.layers is 2 here and 1 in RUNS/phase-1",
-    "model.aligner=RUNS/phase-1 encoder/audio=spectrogram": "encoder.audio: RUNS/phase-1 brought image, series together",
+    "model.aligner=RUNS/phase-1 encoder/audio=spectrogram": "RUNS/phase-1 brought image, series together",
     "model.aligner=BROKEN": "MISSING",
 }
 

@@ -26,6 +26,8 @@ NEEDS: dict[str, list[str]] = {
     "encoder/image/hf_vision": ["encoder.image.path=weights"],
     "encoder/text/hf_text": ["encoder.text.path=weights"],
     "llm/pretrained": ["llm.path=weights"],
+    "experiment/trimodal_align": ["data.path=rows.jsonl"],
+    "experiment/trimodal_instruct": ["data.path=rows.jsonl"],
     "evaluate": ["run=run"],
     "generate": ["run=run"],
 }
@@ -98,7 +100,8 @@ def test_each_missing_value_is_asked_for() -> None:
     for option in OPTIONS:
         nodes = yaml.safe_load((CONF / option).read_text(encoding="utf-8"))
         asked[option.with_suffix("").as_posix()] = [key for key, value in nodes.items() if value == "???"]
-    assert {option for option, keys in asked.items() if keys} == {name for name in NEEDS if "/" in name}
+    parts = {name for name in NEEDS if "/" in name and not name.startswith("experiment/")}
+    assert {option for option, keys in asked.items() if keys} == parts
     for option, keys in asked.items():
         if keys:
             with pytest.raises(Mistake) as told:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+from torch import nn
+
 from runner import config, settings
 from runner.alignment import Alignment, aligned_encoders, memory_of, told
 from runner.config import Composed
@@ -118,10 +120,12 @@ def build_frame(composed: Composed, memory: Mapping[str, Any] | None) -> Frame:
 
 
 def bare_frame(composed: Composed) -> Frame:
-    """What rows and shapes need, without the weights that encoders take from another run."""
+    """What rows and shapes need, without what encoders take from another run."""
     model, frame = composed.tree["model"], frame_of(composed, build_encoders(composed))
     if model.get("aligner") is None:
         return frame
+    for encoder in frame.encoders.values():
+        cast(nn.Module, encoder).requires_grad_(False)
     return replace(frame, widths=dict.fromkeys(frame.encoders, model["aligner_width"]))
 
 

@@ -45,6 +45,11 @@ def count(tree: Tree, path: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
+def reads_no_rows(tree: Tree) -> bool:
+    """Whether all that is asked for are shapes, which with a language model depend on no row."""
+    return at(tree, "show.part") == "parameters" and tree.get("llm") is not None
+
+
 def name_is_a_folder(tree: Tree) -> Iterator[str]:
     name = tree.get("name")
     if isinstance(name, str) and (not name.strip(". ") or "/" in name or "\0" in name or len(name.encode()) > 200):

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from runner.combinations import OBJECTIVE_SEATS, check_combinations, no_such_seat
+from runner.combinations import OBJECTIVE_SEATS, check_combinations, no_such_seat, reads_no_rows
 from runner.complaints import yaml_mistake
 from runner.menu import Menu, has_key
 from runner.overrides import Given, read_override
@@ -198,6 +198,8 @@ class Composer:
         report.composition += self.menu.unknown_fields(tree, choices)
         seats = self.menu.objective_seats(choices.get("model"))
         report.values += check_combinations(tree, choices, seats)
+        if reads_no_rows(tree):
+            report.values = [line for line in report.values if not line.startswith("data.path")]
         return Composed(tree, OmegaConf.to_yaml(task), choices, self.plugin_folders)
 
     def _wrong_group(self, one: Given) -> str | None:

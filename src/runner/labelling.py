@@ -16,7 +16,7 @@ from runner.data.rows import check_modalities, placeholder_names, with_text
 from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
 from runner.offers import check_offers, check_pools
-from runner.protocols import Encoder, Example, LabelObjective, Mistake, Objective, PooledFusion, Row
+from runner.protocols import Encoder, Example, LabelObjective, Mistake, Objective, PooledFusion, Projector, Row
 from runner.seats import Learner, build_encoders, build_projectors, read_splits, seat
 from runner.targets import asked_by
 
@@ -69,8 +69,10 @@ def build_learner(composed: Composed, predict_rows: int | None, memory: Mapping[
     told anew by them, so that other rows are found."""
     frame = build_frame(composed, memory)
     examples = read_examples(composed, frame)
-    check_pools(frame.encoders, frame.fusion, frame.collate(), examples["train"])
-    objective = build_objective(composed, frame, rows=[one.row for one in examples["train"]])
+    projectors = own_projectors(composed, frame)
+    width = composed.tree["model"].get("width", 0)
+    check_pools(frame.encoders, projectors, width, frame.fusion, frame.collate(), examples["train"])
+    objective = build_objective(composed, frame, projectors, rows=[one.row for one in examples["train"]])
     for one in (one for split in examples.values() for one in split):
         objective.check_row(one.row)
     for split, some in examples.items():
@@ -82,7 +84,7 @@ def build_learner(composed: Composed, predict_rows: int | None, memory: Mapping[
 
 def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -> Objective:
     """Without rows, by what the objective kept of them."""
-    return build_objective(composed, frame, rows=None, memory=memory)
+    return build_objective(composed, frame, own_projectors(composed, frame), rows=None, memory=memory)
 
 
 def skeleton(composed: Composed) -> Objective:
@@ -90,7 +92,7 @@ def skeleton(composed: Composed) -> Objective:
     frame = build_frame(composed, None)
     goes_by_rows = "rows" in asked_by_model(composed)
     rows = [one.row for one in read_examples(composed, frame)["train"]] if goes_by_rows else None
-    return build_objective(composed, frame, rows)
+    return build_objective(composed, frame, own_projectors(composed, frame), rows)
 
 
 def build_frame(composed: Composed, memory: Mapping[str, Any] | None) -> Frame:
@@ -116,6 +118,16 @@ def build_fusion(composed: Composed, encoders: Mapping[str, Encoder]) -> PooledF
     return cast(PooledFusion, fusion)
 
 
+def own_projectors(composed: Composed, frame: Frame) -> dict[str, Projector]:
+    """By modality; none for an objective that has no such seat."""
+    if "projectors" not in asked_by_model(composed):
+        return {}
+    width = composed.tree["model"].get("width")
+    if width is None:
+        raise Mistake("projector: model.width is missing, the width that projectors give. Add it to the model's YAML.")
+    return build_projectors(composed, frame.widths, width)
+
+
 def read_examples(composed: Composed, frame: Frame) -> dict[str, list[Example]]:
     """By split."""
     examples = {split: frame.render(rows) for split, rows in read_splits(composed, frame.modalities).items()}
@@ -125,16 +137,14 @@ def read_examples(composed: Composed, frame: Frame) -> dict[str, list[Example]]:
 
 
 def build_objective(
-    composed: Composed, frame: Frame, rows: Sequence[Row] | None, memory: Mapping[str, Any] | None = None
+    composed: Composed,
+    frame: Frame,
+    projectors: Mapping[str, Projector],
+    rows: Sequence[Row] | None,
+    memory: Mapping[str, Any] | None = None,
 ) -> LabelObjective:
-    parts: dict[str, Any] = {"encoders": frame.encoders, "fusion": frame.fusion, "rows": rows, "memory": memory}
-    if "projectors" in asked_by_model(composed):
-        width = composed.tree["model"].get("width")
-        if width is None:
-            raise Mistake(
-                "projector: model.width is missing, the width that projectors give. Add it to the model's YAML."
-            )
-        parts["projectors"] = build_projectors(composed, frame.widths, width)
+    parts: dict[str, Any] = {"encoders": frame.encoders, "projectors": projectors, "fusion": frame.fusion}
+    parts |= {"rows": rows, "memory": memory}
     with seeded(composed.tree["seed"], "model"):
         objective = seat(composed, "model", **parts)
     check_offers(objective, "model", Objective)

@@ -76,10 +76,9 @@ def check_gives(
         batch = checked_batch(collate, example)
         streams = {}
         for name, tokens in encoded(encoders, batch).items():
-            streams[name] = RAISED if tokens is RAISED else called(projectors[name], tokens)
+            streams[name] = RAISED if tokens is RAISED else projected(name, projectors[name], tokens, llm.width)
             if streams[name] is RAISED:
                 return
-            check_tokens(f"projector (of encoder.{name})", streams[name], len(tokens.features), llm.width)
         fused = called(fusion, llm.embed(batch.input_ids.to(llm.embedding.weight.device)), batch, streams, "right")
         if fused is not RAISED:
             check_fused(fused, batch, llm.width)
@@ -87,13 +86,22 @@ def check_gives(
 
 @torch.no_grad()
 def check_pools(
-    encoders: Mapping[str, Encoder], fusion: PooledFusion | None, collate: Collate, examples: Sequence[Example]
+    encoders: Mapping[str, Encoder],
+    projectors: Mapping[str, Projector],
+    width: int,
+    fusion: PooledFusion | None,
+    collate: Collate,
+    examples: Sequence[Example],
 ) -> None:
-    """The same for an objective without a language model, and perhaps without a fusion."""
+    """The same for an objective without a language model, and perhaps without projectors, which give `width`, or a
+    fusion."""
     for example in first_with_each(encoders, examples):
         streams = encoded(encoders, checked_batch(collate, example))
         if RAISED in streams.values():
             return
+        for name, projector in projectors.items():
+            if name in streams:
+                projected(name, projector, streams[name], width)
         if fusion is None:
             continue
         vectors = {name: torch.zeros(1, encoder.width) for name, encoder in encoders.items()}
@@ -126,6 +134,19 @@ def encoded(encoders: Mapping[str, Encoder], batch: Batch) -> dict[str, Any]:
         if streams[name] is not RAISED:
             check_tokens(f"encoder.{name}", streams[name], len(stream.places), encoders[name].width)
     return streams
+
+
+def projected(name: str, projector: Projector, tokens: Tokens, width: int) -> Any:
+    """What a modality's projector gives, of `width`; RAISED if it raises. Its mistakes are told with the modality."""
+    part = f"projector (of encoder.{name})"
+    try:
+        given = called(projector, tokens)
+    except Mistake as error:
+        raise Mistake(f"{part}: {error}") from error
+    if given is not RAISED:
+        check_tokens(part, given, len(tokens.features), width)
+        check_terms(part, given.terms, getattr(projector, "term_weights", {}), len(tokens.features))
+    return given
 
 
 def check_splits(splits: Any) -> None:
@@ -162,6 +183,13 @@ def check_counts(objective: Objective, batch: Batch) -> None:
     counts = objective.counts(batch)
     if not isinstance(counts, dict) or not counts or not all(isinstance(one, int | float) for one in counts.values()):
         raise Mistake(f"model: counts gave {shown(counts)}; it must give a number for each term of the loss by name.")
+    parts = objective.modules() if isinstance(objective, nn.Module) else ()
+    lacks = sorted({name for part in parts for name in getattr(part, "term_weights", ())} - set(counts))
+    if lacks:
+        raise Mistake(
+            f"model: the projector has the term {lacks[0]} in its loss, and {type(objective).__name__} has no such "
+            "term. Set projector.weight=0 or another projector, or take it up as model=instruct does."
+        )
 
 
 def check_step(step: Any, counts: Mapping[str, float]) -> None:
@@ -227,6 +255,30 @@ def check_tokens(name: str, tokens: Any, count: int, width: int) -> None:
         or tokens.mask.shape != tokens.features.shape[:2]
     ):
         raise Mistake(f"{name} gave {shown(tokens)}; {expected} [{count}, T].")
+    if tokens.grid is not None and not is_grid(tokens.grid, tokens.features.shape[1]):
+        raise Mistake(
+            f"{name} gave the grid {tokens.grid!r} for {tokens.features.shape[1]} tokens; it must give rows and "
+            "columns, of no more tokens than there are, or None."
+        )
+
+
+def is_grid(grid: Any, count: int) -> bool:
+    whole = isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(one, int) and one > 0 for one in grid)
+    return whole and grid[0] * grid[1] <= count
+
+
+def check_terms(name: str, terms: Mapping[str, Any], weights: Mapping[str, float], count: int) -> None:
+    """Raises `Mistake` for parts of a projector's loss that are not those whose weights it has, a value an item."""
+    if set(terms) != set(weights):
+        raise Mistake(
+            f"{name} gave the terms {', '.join(terms) or 'none'} and its term_weights have "
+            f"{', '.join(weights) or 'none'}; they must have the same names."
+        )
+    for key, one in terms.items():
+        if not isinstance(one, Tensor) or not one.is_floating_point() or one.shape != (count,):
+            raise Mistake(
+                f"{name} gave {shown(one)} as its term {key}; it must give a number an item, float [{count}]."
+            )
 
 
 def check_fused(fused: Any, batch: Batch, width: int) -> None:
@@ -258,7 +310,8 @@ def shown(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, Tokens | Fused):
-        return f"{type(value).__name__}({', '.join(f'{name}={shown(one)}' for name, one in vars(value).items())})"
+        tensors = {name: one for name, one in vars(value).items() if name not in ("grid", "terms")}
+        return f"{type(value).__name__}({', '.join(f'{name}={shown(one)}' for name, one in tensors.items())})"
     if isinstance(value, Step):
         return f"Step({shown(value.terms)})"
     if isinstance(value, Term):

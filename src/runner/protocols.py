@@ -70,7 +70,12 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Projector(Protocol):
-    """A `torch.nn.Module`. Its constructor is given `encoder_width` and `llm_width`."""
+    """A `torch.nn.Module`. Its constructor is given `encoder_width` and `llm_width`.
+
+    It may also have `shared`: whether one is for all modalities; and `term_weights`, by name the weights of parts of
+    the loss that are its own. Then the `terms` of the tokens that it gives have the same names, each a value an item;
+    an objective with projectors adds the mean over all modalities' items, as a term of that name.
+    """
 
     __call__: Callable[..., Tokens]
 

@@ -112,6 +112,11 @@ class Tokens:
     """[N, T, E] from an encoder, [N, T, D] from a projector"""
     mask: Tensor
     """bool [N, T]"""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the picture that the last rows * columns tokens lie on, in reading order; class and register
+    tokens come before. None where tokens lie on no such grid."""
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    """Parts of the loss of the projector's own: float [N] each, a value an item."""
 
     def mean(self) -> Tensor:
         """[N, E], over the tokens that are no padding; zeros where there is none."""

@@ -35,4 +35,5 @@ class Aligned(nn.Module):
         tokens: Tokens = self.aligner(self.encoder(**inputs))
         length = torch.linalg.vector_norm(tokens.mean().float(), dim=1).clamp(min=1e-6)
         scale = math.sqrt(self.width) / length
-        return Tokens(tokens.features * scale.to(tokens.features.dtype).reshape(-1, 1, 1), tokens.mask)
+        features = tokens.features * scale.to(tokens.features.dtype).reshape(-1, 1, 1)
+        return Tokens(features, tokens.mask, tokens.grid)

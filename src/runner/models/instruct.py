@@ -15,6 +15,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from runner.models.llm import LanguageModel
+from runner.models.projected import check_names, projected, projector_counts, projector_terms
 from runner.protocols import (
     IGNORED,
     Batch,
@@ -49,6 +50,7 @@ class Instruct(nn.Module):
         aligner_width: Annotated[int, Ge(1)],
     ) -> None:
         super().__init__()
+        check_names(projectors, ("loss",))
         self.encoder = nn.ModuleDict(cast(Mapping[str, nn.Module], encoders))
         self.projector = nn.ModuleDict(cast(Mapping[str, nn.Module], projectors))
         self.fusion = fusion
@@ -57,10 +59,12 @@ class Instruct(nn.Module):
         self.decoding = Decoding(max_new_tokens)
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """The labelled tokens."""
-        return {"loss": float((batch.labels[:, 1:] != IGNORED).sum())}
+        """The labelled tokens; and of each part of the loss of the projectors' own, the items."""
+        labelled = float((batch.labels[:, 1:] != IGNORED).sum())
+        return {"loss": labelled} | projector_counts(self.projector, batch)
 
     def forward(self, batch: Batch) -> Step:
+        streams: Mapping[str, Tokens] = {}
         if self.fusion is None:
             lengths = torch.tensor(batch.lengths).unsqueeze(1)
             mask = (torch.arange(batch.input_ids.shape[1]) < lengths).long()
@@ -68,14 +72,15 @@ class Instruct(nn.Module):
                 batch.labels, input_ids=self._move(batch.input_ids), attention_mask=self._move(mask)
             )
         else:
-            fused = self._fuse(batch, "right")
+            streams = self._streams(batch)
+            fused = self._fuse(batch, streams, "right")
             loss = self.llm.loss_sum(
                 fused.labels,
                 inputs_embeds=fused.embeddings,
                 attention_mask=fused.attention_mask,
                 position_ids=fused.position_ids,
             )
-        return Step({"loss": Term(loss)})
+        return Step({"loss": Term(loss)} | projector_terms(self.projector, streams, batch, self._device))
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
@@ -86,7 +91,7 @@ class Instruct(nn.Module):
                 for name, tensor in left_padded(batch, self.chat.tokenizer.pad_token_id).items()
             }
         else:
-            fused = self._fuse(batch, "left")
+            fused = self._fuse(batch, self._streams(batch), "left")
             inputs = {"inputs_embeds": fused.embeddings, "attention_mask": fused.attention_mask}
         ends, pad_id = self.chat.end_of_turn_ids, self.chat.tokenizer.pad_token_id
         answers = self.llm.generate(self.decoding, ends, pad_id, **inputs)
@@ -112,16 +117,19 @@ class Instruct(nn.Module):
         shares = {"exact_match": known, "label_named": named}
         return {name: sum(right) / len(right) for name, right in shares.items() if right}
 
-    def _fuse(self, batch: Batch, side: Literal["left", "right"]) -> Fused:
-        streams: dict[str, Tokens] = {}
-        for name, stream in batch.streams.items():
-            tokens = self.encoder[name](**{key: self._move(tensor) for key, tensor in stream.inputs.items()})
-            streams[name] = self.projector[name](tokens)
+    def _streams(self, batch: Batch) -> dict[str, Tokens]:
+        return projected(self.encoder, self.projector, batch, self._device)
+
+    def _fuse(self, batch: Batch, streams: Mapping[str, Tokens], side: Literal["left", "right"]) -> Fused:
         assert self.fusion is not None
         return self.fusion(self.llm.embed(self._move(batch.input_ids)), batch, streams, side)
 
     def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.llm.embedding.weight.device, non_blocking=True)
+        return tensor.to(self._device, non_blocking=True)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.llm.embedding.weight.device
 
 
 def names(answer: str, label: str) -> bool:
