@@ -102,8 +102,8 @@ def map_of(tokens: Tokens, option: str) -> tuple[Tensor, Tensor]:
         raise Mistake(
             f"projector={option} needs the tokens of a picture in rows and columns, and these lie on no such grid. The "
             "encoders patch, and hf_vision with pool=none where its model is a convolution or a plain vision "
-            "transformer, have one. Choose such an encoder, or another projector; projector/NAME=mlp is for one encoder "
-            "alone."
+            "transformer, have one. Choose such an encoder, or another projector; projector/NAME=mlp is for one "
+            "encoder alone."
         )
     count = tokens.grid[0] * tokens.grid[1]
     there = tokens.mask[:, -count:]
