@@ -21,7 +21,7 @@ from runner.models.initialization import seeded
 from runner.models.llm import LanguageModel, LanguageModelSource, check_fits
 from runner.offers import check_gives, check_offers
 from runner.protocols import Encoder, Example, InputFusion, Mistake, Objective, Projector, Row
-from runner.seats import Learner, build_encoders, build_projectors, read_splits, seat
+from runner.seats import Learner, build_encoders, build_projectors, check_asks, read_splits, seat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -199,8 +199,10 @@ def build_fusion(composed: Composed, encoders: Mapping[str, Encoder], llm_width:
     """None without an encoder. Raises `Mistake` when there is one and no fusion."""
     if not encoders:
         return None
+    given = {"llm_width": llm_width, "modalities": list(encoders)}
+    check_asks(composed, "fusion", given, "fusion=prefix, or another that puts items among a text or beside it")
     with seeded(composed.tree["seed"], "fusion"):
-        fusion = seat(composed, "fusion", llm_width=llm_width, modalities=list(encoders))
+        fusion = seat(composed, "fusion", **given)
     if fusion is None:
         raise Mistake(
             f"encoder.{next(iter(encoders))} needs a fusion with the language model. Set fusion=prefix or another."

@@ -17,7 +17,7 @@ from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
 from runner.offers import check_offers, check_pools
 from runner.protocols import Encoder, Example, LabelObjective, Mistake, Objective, PooledFusion, Projector, Row
-from runner.seats import Learner, build_encoders, build_projectors, read_splits, seat
+from runner.seats import Learner, build_encoders, build_projectors, check_asks, read_splits, seat
 from runner.targets import asked_by
 
 
@@ -110,8 +110,10 @@ def asked_by_model(composed: Composed) -> set[str]:
 
 
 def build_fusion(composed: Composed, encoders: Mapping[str, Encoder]) -> PooledFusion:
+    given = {"widths": {name: encoder.width for name, encoder in encoders.items()}}
+    check_asks(composed, "fusion", given, "fusion=pooled_concat, or another that gives a vector a row")
     with seeded(composed.tree["seed"], "fusion"):
-        fusion = seat(composed, "fusion", widths={name: encoder.width for name, encoder in encoders.items()})
+        fusion = seat(composed, "fusion", **given)
     if fusion is None:
         raise Mistake("fusion is missing: encoders need one that gives a vector a row. Set fusion=pooled_concat.")
     check_offers(fusion, "fusion", PooledFusion)

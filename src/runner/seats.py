@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +26,8 @@ from runner.protocols import (
     Stopped,
 )
 from runner.schema import projectors_of
+from runner.signatures import RUNTIME_ARGUMENTS
+from runner.targets import asked_by
 
 ITEM_FIELDS = ("image", "audio", "series")
 """The modalities of the row schema, whose fields hold items also where the model has no encoder for them."""
@@ -106,6 +108,17 @@ def named(name: str, node: Mapping[str, Any]) -> Iterator[None]:
 def mixed_seat(composed: Composed, name: str, shared: type) -> Any:
     """The part of a seat whose node also holds settings that all its options share."""
     return build_node(composed, name, config.own_arguments(composed.tree[name], shared))
+
+
+def check_asks(composed: Composed, name: str, given: Iterable[str], instead: str) -> None:
+    """Raises `Mistake` where the part of a seat is for another kind of objective: it asks for what is not `given`."""
+    node = composed.tree.get(name)
+    if node is None:
+        return
+    foreign = asked_by(node, composed.plugin_folders) & set(RUNTIME_ARGUMENTS) - set(given)
+    if foreign:
+        names = ", ".join(sorted(foreign))
+        raise Mistake(f"{name}: {node['_target_']} asks for {names}, which it is not given here. Set {instead}.")
 
 
 def build_encoders(composed: Composed) -> dict[str, Encoder]:
