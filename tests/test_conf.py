@@ -33,6 +33,10 @@ NEEDS: dict[str, list[str]] = {
 }
 """What an option asks for (`???`): values with which it is whole."""
 
+BESIDE = {"quantization/int8": ["llm=smollm2_135m", "lora=default"]}
+BESIDE["quantization/nf4"] = BESIDE["quantization/int8"]
+"""Other options without which an option is refused."""
+
 
 @pytest.fixture
 def files(working_folder: Path) -> None:
@@ -47,7 +51,8 @@ def override_of(option: Path) -> str:
 
 def composed_with(option: Path) -> Composed:
     steps = ["train.max_steps=1"] if option.parts[0] in ("data", "model") else []  # without the default experiment
-    return compose("train", [override_of(option), *steps, *NEEDS.get(option.with_suffix("").as_posix(), [])])
+    name = option.with_suffix("").as_posix()
+    return compose("train", [override_of(option), *steps, *NEEDS.get(name, []), *BESIDE.get(name, [])])
 
 
 def test_the_folder_is_found() -> None:

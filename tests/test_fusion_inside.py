@@ -12,6 +12,8 @@ from runner.fusion.inside import CrossAttention, Film, Inside
 from runner.fusion.token_mixture import TokenMixture
 from runner.inventory import components_of
 from runner.models.llm import LanguageModel, Tiny
+from runner.models.lora import Lora
+from runner.models.recomputing import recompute_layers
 from runner.protocols import IGNORED, Batch, Mistake, Stream, Tokens
 
 WIDTH, TOKENS = 16, 3
@@ -19,7 +21,7 @@ WIDTH, TOKENS = 16, 3
 
 def language_model() -> LanguageModel:
     torch.manual_seed(0)
-    return LanguageModel(Tiny(WIDTH, 32, 4, 2, 1, 64, 0.2).load().eval(), {})
+    return LanguageModel(Tiny(WIDTH, 32, 4, 2, 1, 64, 0.2, False).load(None).eval(), {})
 
 
 def batch_of() -> tuple[Batch, dict[str, Tokens]]:
@@ -59,9 +61,8 @@ def build(kind: str, llm: LanguageModel, every: int = 1) -> Inside:
 
 def logits(llm: LanguageModel, fusion: Inside, batch: Batch, streams: dict[str, Tokens]) -> Tensor:
     fused = fusion(llm.embed(batch.input_ids), batch, streams, "right")
-    out: Tensor = llm.model(
-        inputs_embeds=fused.embeddings, attention_mask=fused.attention_mask, position_ids=fused.position_ids
-    ).logits
+    given = {"attention_mask": fused.attention_mask, "position_ids": fused.position_ids, "use_cache": False}
+    out: Tensor = llm.model(inputs_embeds=fused.embeddings, **given).logits
     return out
 
 
@@ -167,3 +168,38 @@ def test_a_mixture_of_tokens_lies_among_the_embeddings() -> None:
     soft.attach(llm)
     torch.testing.assert_close(soft.mixture(streams["image"].features)[0, 0], words.mean(0), rtol=1e-2, atol=1e-3)
     assert not [name for name, _ in fusion.named_parameters() if "embedding" in name]
+
+
+def gradients(kind: str, recomputes: bool) -> tuple[dict[str, Tensor], list[int]]:
+    """Of the fusion, of LoRA and of the items, and how often each of the fusion's layers was called."""
+    llm = language_model()
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        llm = LanguageModel(Lora(2, 4, 0.0, "all-linear", False, False, None).apply(llm.model), {})
+    if recomputes:
+        recompute_layers(llm)
+    fusion = build(kind, llm)
+    opened(fusion)
+    for name, parameter in llm.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    batch, streams = batch_of()
+    for one in streams.values():
+        one.features.requires_grad_()
+    calls = [0] * len(fusion.layers)
+    for k, layer in enumerate(fusion.layers):
+        layer.register_forward_pre_hook(lambda *_, k=k: calls.__setitem__(k, calls[k] + 1))
+    logits(llm, fusion.train(), batch, streams).float().logsumexp(2).sum().backward()
+    found = {name: one.grad for part in (fusion, llm) for name, one in part.named_parameters() if one.requires_grad}
+    return found | {name: one.features.grad for name, one in streams.items()}, calls
+
+
+@pytest.mark.parametrize("kind", ["cross_attention", "film"])
+def test_layers_that_are_computed_again_give_the_same_gradients(kind: str) -> None:
+    kept, once = gradients(kind, recomputes=False)
+    again, twice = gradients(kind, recomputes=True)
+    assert once == [1] * 4 and twice == [2] * 4
+    assert kept.keys() == again.keys() and len(kept) > 30
+    for name, one in kept.items():
+        assert one is not None and one.abs().max() > 0, name
+        torch.testing.assert_close(again[name], one, rtol=1e-6, atol=1e-6)

@@ -222,8 +222,10 @@ class Fusion(nn.Module):
     def forward(self, text, batch, streams, side):
         ones = torch.ones(text.shape[:2], dtype=torch.long)
         if self.wrong == "labels":
-            return Fused(text, ones, ones, torch.full_like(batch.labels, -100))
-        return Fused(text, ones.bool(), ones, batch.labels)
+            return Fused(text, ones, ones, torch.full_like(batch.labels, -100), batch.input_ids)
+        if self.wrong == "ids":
+            return Fused(text, ones, ones, batch.labels, batch.input_ids + 1)
+        return Fused(text, ones.bool(), ones, batch.labels, batch.input_ids)
 
 
 class Pooled(nn.Module):
@@ -321,6 +323,7 @@ OWN = ["model=wrong", "data=wrong"]
         (["projector=wrong", "projector.wrong=vector"], "gave float32 [] as its term size; it must give a number an"),
         (["fusion=wrong", "fusion.wrong=labels"], "fusion labels 0 positions of a row that has"),
         (["fusion=wrong", "fusion.wrong=mask"], "fusion gave Fused(embeddings=float32 [1, "),
+        (["fusion=wrong", "fusion.wrong=ids"], "fusion gave input_ids that are not the text's in its order"),
         (["wrong=tensor", *CLASSES], f"encoder.image gave float32 [1, 1, 8]; {ENCODER_GIVES}"),
         (["fusion=wrong_pooled", *CLASSES], "fusion gave float32 [1, 4]; it must give floating-point numbers [1, 3]."),
         ([*OWN, "model.wrong=counts"], "model: counts gave a float; it must give a number for each term"),

@@ -106,7 +106,7 @@ REFUSED = {
     },
     **{
         f"model=align encoder/image=patch {' '.join([*IMAGE, *SERIES])} projector={projector} "
-        f"{' '.join(smaller(projector))} model.width=8 data.extra=[messages,audio,text]": "projector (of encoder.series): "
+        f"{' '.join(smaller(projector))} model.width=8 data.extra=[messages,audio,text]": "(of encoder.series): "
         for projector in ON_A_GRID
     },
 }  # fmt: skip

@@ -17,8 +17,10 @@ from runner.data.collate import Collate
 from runner.data.length import LengthReport, check_answers_fit, fit
 from runner.data.rows import check_modalities, with_text
 from runner.models.freeze import keep_frozen
+from runner.models.head_check import check_head
 from runner.models.initialization import seeded
 from runner.models.llm import LanguageModel, LanguageModelSource, check_fits
+from runner.models.recomputing import recompute_layers
 from runner.offers import check_gives, check_offers
 from runner.protocols import Encoder, Example, InputFusion, Mistake, Objective, Projector, Row
 from runner.seats import Learner, build_encoders, build_projectors, check_asks, read_splits, seat
@@ -157,8 +159,9 @@ def read_texts(composed: Composed, frame: Frame) -> Texts:
 def build_llm(composed: Composed, source: LanguageModelSource) -> LanguageModel:
     """Load or make the language model, put LoRA on it, and check that the head at labelled positions is its own."""
     files = source.files()
+    quantization = seat(composed, "quantization")
     with seeded(composed.tree["seed"], "llm"):
-        model = source.load()
+        model = source.load() if quantization is None else source.load(quantization)
     check_fits(model, source)
     llm = LanguageModel(adapt(composed, source, model), files)
     low = [name for name, one in llm.named_parameters() if one.requires_grad and one.dtype.itemsize < 4]
@@ -167,7 +170,9 @@ def build_llm(composed: Composed, source: LanguageModelSource) -> LanguageModel:
             f"llm.dtype: {len(low)} tensors that train are not float32 ({low[0]}). Set llm.dtype=float32, or use LoRA."
         )
     if files:
-        llm.check_head()
+        check_head(llm)
+    if source.gradient_checkpointing:
+        recompute_layers(llm)
     return llm
 
 

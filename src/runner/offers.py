@@ -284,24 +284,30 @@ def check_terms(name: str, terms: Mapping[str, Any], weights: Mapping[str, float
 def check_fused(fused: Any, batch: Batch, width: int) -> None:
     rows = len(batch.ids)
     expected = (
-        f"it must give runner.protocols.Fused with embeddings [{rows}, M, {width}], and attention_mask, position_ids "
-        f"and labels int64 [{rows}, M], labels on the CPU"
+        f"it must give runner.protocols.Fused with embeddings [{rows}, M, {width}], and attention_mask, position_ids, "
+        f"labels and input_ids int64 [{rows}, M], labels and input_ids on the CPU"
     )
     if not isinstance(fused, Fused) or not all(isinstance(one, Tensor) for one in vars(fused).values()):
         raise Mistake(f"fusion gave {shown(fused)}; {expected}.")
     shape = fused.embeddings.shape
-    numbers = (fused.attention_mask, fused.position_ids, fused.labels)
+    numbers = (fused.attention_mask, fused.position_ids, fused.labels, fused.input_ids)
     if (
         len(shape) != 3
         or (shape[0], shape[2]) != (rows, width)
         or any(one.shape != shape[:2] or one.dtype != torch.int64 for one in numbers)
-        or fused.labels.device.type != "cpu"
+        or {fused.labels.device.type, fused.input_ids.device.type} != {"cpu"}
     ):
         raise Mistake(f"fusion gave {shown(fused)}; {expected}.")
     kept, learnt = int((fused.labels != IGNORED).sum()), int((batch.labels != IGNORED).sum())
     if kept != learnt:
         raise Mistake(
             f"fusion labels {kept} positions of a row that has {learnt} tokens to learn; it must label those."
+        )
+    text = [ids[:length] for ids, length in zip(batch.input_ids, batch.lengths, strict=True)]
+    if any(not torch.equal(own[own != IGNORED], ids) for own, ids in zip(fused.input_ids, text, strict=True)):
+        raise Mistake(
+            "fusion gave input_ids that are not the text's in its order; it must give those of the text, and IGNORED "
+            "where an item or padding stands."
         )
 
 

@@ -98,7 +98,9 @@ class InputFusion(Protocol):
     def forward(
         self, text: Tensor, batch: Batch, streams: Mapping[str, Tokens], side: Literal["left", "right"]
     ) -> Fused:
-        """text [B, L, D]; streams by modality, each [N, T, D]. `side` is where padding goes: left for generation."""
+        """text [B, L, D]; streams by modality, each [N, T, D]. `side` is where padding goes: left for generation.
+
+        `Fused` has the labels and ids of the batch where its text went; `runner.fusion.splice` does all of it."""
         ...
 
 

@@ -136,6 +136,9 @@ class Fused:
     """int64 [B, M]"""
     labels: Tensor
     """int64 [B, M], on the CPU: which positions are learnt is known without asking the device."""
+    input_ids: Tensor
+    """int64 [B, M], on the CPU: the text's ids, IGNORED where an item or padding stands. Some language models embed
+    tokens in every layer, by their ids."""
 
 
 @dataclass(frozen=True)

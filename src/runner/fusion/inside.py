@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, Protocol, cast
 import torch
 from annotated_types import Ge, Lt
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from runner.fusion.lines import kinds, lined_up
 from runner.fusion.splice import splice
@@ -32,8 +31,6 @@ class Llm(Protocol):
 
     width: int
     layers: nn.ModuleList
-    recomputes: bool
-    """Its layers keep no activations for the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,8 @@ class Memory:
 class Inside(nn.Module):
     """What both have in common: the text alone goes in, and layers of the language model find the items here.
 
-    The items are those of the batch that was fused last, so it has to go back through the model before another does.
+    The items are those of the batch that was fused last, so a batch goes all the way back before another is fused:
+    where layers are computed again for that (llm.gradient_checkpointing), they ask for the items again.
     """
 
     placement: Literal["front", "placeholder"] = "placeholder"
@@ -95,10 +93,10 @@ class Inside(nn.Module):
         for layer in list(llm.layers)[self.every - 1 :: self.every]:
             own = self.make_layer()
             self.layers.append(own)
-            layer.register_forward_pre_hook(partial(self.before, own, llm.recomputes), with_kwargs=True)
+            layer.register_forward_pre_hook(partial(self.before, own), with_kwargs=True)
 
     def before(
-        self, own: nn.Module, recomputes: bool, layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+        self, own: nn.Module, layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Called with what a layer of the language model is about to be; gives what it is to be instead."""
         memory = self.memory
@@ -110,10 +108,7 @@ class Inside(nn.Module):
                 f"fusion: the layers of this language model carry {list(hidden.shape)}, not [rows, tokens, width], so "
                 "nothing can work inside them. Choose a fusion at the input, by fusion=prefix for instance."
             )
-        if recomputes and torch.is_grad_enabled():
-            changed = checkpoint(own, hidden, memory, use_reentrant=False)
-        else:
-            changed = own(hidden, memory)
+        changed = own(hidden, memory)
         sees = memory.seen_by(hidden.shape[1]).any(2, keepdim=True)
         hidden = torch.where(sees, changed.to(hidden.dtype), hidden)
         return ((hidden, *given[1:]), named) if given else ((), {**named, "hidden_states": hidden})

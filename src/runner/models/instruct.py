@@ -76,6 +76,7 @@ class Instruct(nn.Module):
             fused = self._fuse(batch, streams, "right")
             loss = self.llm.loss_sum(
                 fused.labels,
+                input_ids=self._move(fused.input_ids),
                 inputs_embeds=fused.embeddings,
                 attention_mask=fused.attention_mask,
                 position_ids=fused.position_ids,
@@ -92,7 +93,11 @@ class Instruct(nn.Module):
             }
         else:
             fused = self._fuse(batch, self._streams(batch), "left")
-            inputs = {"inputs_embeds": fused.embeddings, "attention_mask": fused.attention_mask}
+            inputs = {
+                "input_ids": self._move(fused.input_ids),
+                "inputs_embeds": fused.embeddings,
+                "attention_mask": fused.attention_mask,
+            }
         ends, pad_id = self.chat.end_of_turn_ids, self.chat.tokenizer.pad_token_id
         answers = self.llm.generate(self.decoding, ends, pad_id, **inputs)
         return [
