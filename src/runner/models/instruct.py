@@ -33,9 +33,9 @@ from runner.protocols import (
 
 class Instruct(nn.Module):
     """aligner: the run of model=align whose encoders and projectors come first, frozen; aligner_width: of its space.
-    Both say how the encoders that come in here are made."""
+    Both say how the encoders that come in here are made. label_named: whether answers are also held against the rows'
+    labels, in whatever words they name them."""
 
-    metric_names = ("exact_match", "label_named")
     splits_exactly = True
 
     def __init__(
@@ -48,8 +48,10 @@ class Instruct(nn.Module):
         max_new_tokens: Annotated[int, Ge(1)],
         aligner: str | None,
         aligner_width: Annotated[int, Ge(1)],
+        label_named: bool,
     ) -> None:
         super().__init__()
+        self.metric_names = ("exact_match", "label_named") if label_named else ("exact_match",)
         check_names(projectors, ("loss",))
         self.encoder = nn.ModuleDict(cast(Mapping[str, nn.Module], encoders))
         self.projector = nn.ModuleDict(cast(Mapping[str, nn.Module], projectors))
@@ -115,11 +117,12 @@ class Instruct(nn.Module):
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """The share of answers that are the row's own, and of rows with a label the share of answers that name it and
         no other row's, in whatever words."""
-        known = [one.answer == str(one.truth).strip() for one in predictions if one.truth is not None]
-        labelled = [one for one in predictions if one.label is not None]
-        labels = {str(one.label) for one in labelled}
-        named = [{label for label in labels if names(one.answer, label)} == {one.label} for one in labelled]
-        shares = {"exact_match": known, "label_named": named}
+        shares = {"exact_match": [one.answer == str(one.truth).strip() for one in predictions if one.truth is not None]}
+        if "label_named" in self.metric_names:
+            labelled = [one for one in predictions if one.label is not None]
+            labels = {str(one.label) for one in labelled}
+            named = [{label for label in labels if names(one.answer, label)} for one in labelled]
+            shares["label_named"] = [found == {one.label} for found, one in zip(named, labelled, strict=True)]
         return {name: sum(right) / len(right) for name, right in shares.items() if right}
 
     def _streams(self, batch: Batch) -> dict[str, Tokens]:
@@ -146,7 +149,7 @@ class Chat(Instruct):
     """A language model alone."""
 
     def __init__(self, llm: LanguageModel, chat: Any, max_new_tokens: Annotated[int, Ge(1)]) -> None:
-        super().__init__(llm, {}, {}, None, chat, max_new_tokens, aligner=None, aligner_width=1)
+        super().__init__(llm, {}, {}, None, chat, max_new_tokens, aligner=None, aligner_width=1, label_named=False)
 
 
 def left_padded(batch: Batch, pad_id: int) -> dict[str, Tensor]:
