@@ -241,4 +241,30 @@ RECIPES = (
         baselines="chance about 0.31",
         tuned="MobileNet and MiniLM are frozen. Nothing was tuned.",
     ),
+    Recipe(
+        name="animals_two_phases",
+        source="trimodal_animals",
+        phase_1=(
+            "experiment=trimodal_align", "data.path=$DATA/data/trimodal_animals/align_train.jsonl", *MOBILENET,
+            "encoder.image.pool=mean", "encoder.text.path=$MINILM", "encoder.audio.dropout=0.2",
+            "train.parts.encoder.audio.lr=3e-3", "train.epochs=10", "train.batch_size=16", "train.eval_every=null",
+        ),
+        words=(
+            "experiment=trimodal_instruct", "model.aligner=$PHASE_1",
+            "data.path=$DATA/data/trimodal_animals/instruct_train.jsonl",
+            "data.val_path=$DATA/data/trimodal_animals/instruct_val.jsonl", "data.extra=[text]", *MOBILENET,
+            "encoder.image.pool=mean", "projector=linear", "llm=tiny", "lora=none", "train.epochs=6",
+            "train.batch_size=8", "optimizer.lr=2e-3", "schedule.warmup_steps=20", "train.eval_every=null",
+        ),
+        scored="instruct_val.jsonl: 65 questions, 40 about a picture and a sound, 16 about a sound alone, 9 about a "
+        "picture alone; right is an answer that names the animal and no other",
+        metric="val/label_named",
+        bar=0.70,
+        baselines="0.31 the commonest animal",
+        longest=180,
+        tuned="MobileNet and MiniLM are frozen; the tiny language model, random at the start, is trained whole in "
+        "phase 2. Nine settings of phase 1 and fourteen of phase 2 were compared by four folds within the training rows, "
+        "where no sound or picture is on both sides of either phase: 0.806 in the mean over eight runs. "
+        "instruct_val.jsonl was looked at once for another setting (0.70), and by these three runs.",
+    ),
 )  # fmt: skip
