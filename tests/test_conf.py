@@ -26,8 +26,12 @@ NEEDS: dict[str, list[str]] = {
     "encoder/image/hf_vision": ["encoder.image.path=weights"],
     "encoder/text/hf_text": ["encoder.text.path=weights"],
     "llm/pretrained": ["llm.path=weights"],
+    "experiment/maths_chat": ["data.path=rows.jsonl"],
+    "experiment/maths_chat_quick": ["data.path=rows.jsonl"],
+    "experiment/series_chat": ["data.path=rows.jsonl"],
     "experiment/trimodal_align": ["data.path=rows.jsonl"],
     "experiment/trimodal_instruct": ["data.path=rows.jsonl"],
+    "experiment/vision_classify": ["data.path=weights"],
     "evaluate": ["run=run"],
     "generate": ["run=run"],
 }

@@ -43,8 +43,8 @@ def checkpoint(folder: Path, kind: str = "gated", **more: torch.Tensor) -> Path:
 
 
 def moment(folder: Path, **given: Any) -> Moment:
-    arguments = {"trainable": False, "channels": None, "reduction": "mean", "over_length": "error", "dropout": 0.0}
-    return Moment(str(folder), **(arguments | given))
+    arguments = {"architecture": None, "trainable": False, "channels": None, "reduction": "mean"}
+    return Moment(str(folder), **(arguments | {"over_length": "error", "dropout": 0.0} | given))
 
 
 def series_patch(**given: Any) -> SeriesPatch:
@@ -361,4 +361,4 @@ def test_a_frozen_moment_trains_its_projector_and_has_its_files_in_the_checkpoin
     )  # fmt: skip
     assert summary["parameters"]["by_component"]["encoder.series"]["trainable"] == 0
     written = "".join(file.read_text() for file in Path(summary["checkpoint"]).glob("*.json"))
-    assert Moment(str(folder), False, None, "mean", "error", 0.0).files["model.safetensors"] in written
+    assert moment(folder).files["model.safetensors"] in written

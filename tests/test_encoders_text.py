@@ -61,7 +61,7 @@ def saved(folder: Path, family: str) -> Path:
 
 def encoder_of(folder: Path, **changes: Any) -> HfText:
     given = {"trainable": False, "dtype": "float32", "pool": "none", "max_length": None, "over_length": "error"}
-    return HfText(**{"path": str(folder), **given, **changes})
+    return HfText(**{"path": str(folder), "architecture": None, **given, **changes})
 
 
 def inputs_of(encoder: HfText, texts: list[str]) -> dict[str, torch.Tensor]:

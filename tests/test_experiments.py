@@ -1,77 +1,120 @@
-"""The experiments of conf/experiment: what they are made of, and each of them tiny."""
+"""Each experiment's parameters from the architecture alone: no network, weights, tokenizer, aligner or data."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-import test_encoders_text
-from test_zoo import SMALL, rows
+from PIL import Image
 
-import runner
-from runner.build import skeleton
 from runner.config import CONF, compose
-from runner.inventory import components_of
+from runner.protocols import Mistake
+from runner.show import show
 
-__all__ = ["rows"]  # the fixture
+Counts = tuple[int, int]
+"""Parameters that train, and those that are frozen."""
+QUESTIONS: dict[str, Counts] = {"llm": (0, 4_435_182_688), "lora": (5_570_560, 0)}
+TABLES: dict[str, dict[str, Counts]] = {
+    "quick": {"encoder.image": (101_440, 0), "projector.image": (8_320, 0), "llm": (140_160, 0)},
+    "series_chat": {
+        "encoder.series": (0, 18_887_872),
+        "projector.series": (1_263_360, 0),
+        "llm": (0, 494_032_768),
+        "lora": (8_798_208, 0),
+    },
+    "maths_chat": QUESTIONS,
+    "maths_chat_quick": QUESTIONS,
+    "trimodal_align": {
+        "model": (1, 0),
+        "encoder.image": (826_240, 0),
+        "encoder.audio": (116_544, 0),
+        "encoder.text": (0, 22_713_216),
+        "projector.image": (328_704, 0),
+        "projector.audio": (295_936, 0),
+        "projector.text": (459_776, 0),
+    },
+    "trimodal_instruct": {
+        "encoder.image": (0, 826_240),
+        "encoder.audio": (0, 116_544),
+        "projector": (8_394_240, 0),
+        "llm": (0, 494_032_768),
+        "lora": (2_162_688, 0),
+    },
+}
+BY_ROWS = {"vision_classify"}
+"""Those whose shapes depend on the rows: on how many classes they have."""
+ENCODERS = ["encoder/image=patch", "encoder/series=series_patch"]
 
-NAMES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
-LANGUAGE_MODEL = ["llm=tiny", "lora=none", "llm.hidden_size=16", "llm.layers=1", "llm.heads=2", "llm.key_value_heads=1"]
-IMAGE = ["encoder/image=patch", *(f"encoder.image.{one}" for one in SMALL)]
-AUDIO = [f"encoder.audio.{one}" for one in SMALL]
-SERIES = [
-    "encoder/series=series_patch", *(f"encoder.series.{one}" for one in SMALL), "encoder.series.channels=2",
-]  # fmt: skip
-FEW_STEPS = ["train.epochs=null", "train.max_steps=2", "train.batch_size=4", "train.eval_every=null", "tracker=none"]
+
+def table(*words: str) -> dict[str, Counts]:
+    shown = show(compose("show", [*words, "show.part=parameters"]))
+    return {name: (counts["trainable"], counts["frozen"]) for name, counts in shown.items()}
+
+
+def test_no_experiment_is_forgotten() -> None:
+    assert {file.stem for file in (CONF / "experiment").glob("*.yaml")} == {*TABLES, *BY_ROWS}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_an_experiment_is_shown_from_its_architecture_alone(
+    name: str, no_network: list[Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert table(f"experiment={name}") == TABLES[name]
+    assert no_network == []
+    printed = capfd.readouterr()
+    assert printed.out.startswith("Parameters") and "eos_token_id" not in printed.err
 
 
 def test_the_integers_of_trimodal_instruct() -> None:
     """Qwen2.5-0.5B; LoRA of rank 16 on q, k, v and o of 24 layers; 512 -> 2,048 -> 4 x 896 for both modalities."""
-    composed = compose("show", ["experiment=trimodal_instruct", "show.part=parameters"])
-    found = {one.name: (one.trainable, one.frozen) for one in components_of(skeleton(composed))}
-    assert found["llm"] == (0, 494_032_768)
-    assert found["lora"] == (2_162_688, 0)
-    assert found["projector"] == (512 * 2048 + 2048 + 2048 * 3584 + 3584, 0) == (8_394_240, 0)
-    assert sum(trainable for trainable, _ in found.values()) == 10_556_928
+    shown = table("experiment=trimodal_instruct")
+    assert shown["llm"] == (0, 494_032_768)
+    assert shown["lora"] == (2_162_688, 0)
+    assert shown["projector"] == (512 * 2048 + 2048 + 2048 * 3584 + 3584, 0) == (8_394_240, 0)
+    assert sum(trainable for trainable, _ in shown.values()) == 10_556_928
 
 
-def tiny(name: str, rows: Path, folder: Path) -> list[str]:
-    """Its own words with parts that are small, and rows of the right kind."""
-    jsonl = [f"data.path={rows}/train.jsonl", f"data.val_path={rows}/train.jsonl"]
-    words = [f"experiment={name}", *FEW_STEPS]
-    match name:
-        case "quick":
-            return [*words, *LANGUAGE_MODEL]
-        case "maths_chat" | "maths_chat_quick":
-            maths = ["quantization=none", "train.micro_batch_size=1", "llm.max_length=2048", "model.max_new_tokens=8"]
-            return [*words, *LANGUAGE_MODEL, *jsonl, *maths, "data.extra=[image,audio,series,text,label]"]
-        case "series_chat":
-            extra = ["data.extra=[image,audio,text,label]", "model.max_new_tokens=4"]
-            return [*words, *LANGUAGE_MODEL, *SERIES, *jsonl, *extra]
-        case "vision_classify":
-            for k in range(6):
-                place = folder / "pictures" / "ab"[k % 2] / f"{k}.png"
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(rows / f"{k}.png", place)
-            return [*words, *IMAGE, f"data.path={folder}/pictures"]
-        case "trimodal_align":
-            text = [f"encoder.text.path={test_encoders_text.saved(folder / 'bert', 'bert')}", "encoder/text=hf_text"]
-            return [*words, *IMAGE, *AUDIO, *text, *jsonl, "data.extra=[series,messages]", "model.width=16"]
-        case "trimodal_instruct":
-            run = folder / "phase-1"
-            runner.train([*tiny("trimodal_align", rows, folder), f"hydra.run.dir={run}"])
-            phase_2 = [f"model.aligner={run}", "model.aligner_width=16", "model.max_new_tokens=4"]
-            return [*words, *LANGUAGE_MODEL, *IMAGE, *AUDIO, *jsonl, *phase_2, "data.extra=[series,text]"]
-    raise AssertionError(f"experiment={name} has no tiny form here; add one")
+def test_the_classes_of_an_experiment_are_its_rows(tmp_path: Path, no_network: list[Any]) -> None:
+    for k in range(3):
+        (tmp_path / f"pictures/class {k}").mkdir(parents=True)
+        for n in range(2):
+            Image.new("RGB", (8, 8), (k, n, 0)).save(tmp_path / f"pictures/class {k}/{n}.png")
+    assert table("experiment=vision_classify", "data.path=pictures") == {
+        "encoder.image": (826_240, 0),
+        "fusion": (384, 0),
+        "head": (128 * 3 + 3, 0),
+    }
+    assert no_network == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_experiment_runs_tiny(name: str, rows: Path, tmp_path: Path) -> None:
-    summary = runner.train([*tiny(name, rows, tmp_path), f"hydra.run.dir={tmp_path}/run"])
-    assert summary["last"]["step"] == 2 and summary["last"]["val/loss"] > 0
-    assert summary["parameters"]["trainable"] > 0
-    if name == "trimodal_instruct":
-        assert {"val/exact_match", "val/label_named"} <= summary["last"].keys()
-        frozen = summary["parameters"]["by_component"]
-        assert frozen["encoder.image"]["trainable"] == frozen["encoder.audio"]["trainable"] == 0
+@pytest.mark.parametrize("model", ["classify", "regress"])
+def test_an_objective_that_goes_by_rows_asks_for_them(model: str) -> None:
+    words = [f"model={model}", "data=jsonl", *ENCODERS, "show.part=parameters"]
+    with pytest.raises(Mistake, match=r"^data\.path needs a value\. Set data\.path=VALUE\.$"):
+        compose("show", words)
+
+
+def test_rows_are_asked_for_where_they_are_shown() -> None:
+    with pytest.raises(Mistake, match=r"^data\.path needs a value\. Set data\.path=VALUE\.$"):
+        compose("show", ["experiment=trimodal_align", "show.part=rows"])
+
+
+@pytest.mark.parametrize("argument", ["rows", "margin"])
+def test_the_constructor_of_an_objective_of_ones_own_says_whether_it_goes_by_rows(
+    tmp_path: Path, argument: str
+) -> None:
+    """It is read, not imported."""
+    (tmp_path / "mine/model").mkdir(parents=True)
+    (tmp_path / "mine/nearest.py").write_text(
+        f"raise RuntimeError('imported')\nclass Nearest:\n    def __init__(self, encoders, {argument}): ...\n"
+    )
+    given = "" if argument == "rows" else f"\n  {argument}: 1"
+    yaml = "# @package _global_\n# The nearest row.\ndefaults:\n  - /encoder/image: patch\n  - _self_\nmodel:\n"
+    (tmp_path / "mine/model/nearest.yaml").write_text(f"{yaml}  _target_: nearest.Nearest{given}\n")
+    words = ["model=nearest", "data=jsonl", "show.part=parameters"]
+    if argument == "rows":
+        with pytest.raises(Mistake, match=r"^data\.path needs a value"):
+            compose("show", words, tmp_path / "mine")
+    else:
+        assert compose("show", words, tmp_path / "mine").choices["model"] == "nearest"

@@ -26,8 +26,9 @@ from runner.saved_config import read_run_config
 from runner.schema import projectors_of
 from runner.seats import build_checkpointer, build_encoders, build_projectors
 
-OWN = ("path", "trainable", "dropout")
-"""Of an encoder: what may differ between the two runs. Frozen, it neither trains nor drops anything."""
+OWN = ("path", "architecture", "trainable", "dropout")
+"""Of an encoder: what may differ between the two runs. Its files are known by their hashes; frozen,
+it neither trains nor drops anything."""
 
 
 @dataclass(frozen=True)

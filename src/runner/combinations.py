@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from runner.annotations import check_value
+from runner.protocols import Mistake
 from runner.settings import Part
 from runner.spelling import did_you_mean, nearest
+from runner.targets import find_target
 
 Tree = Mapping[str, Any]
 
@@ -47,9 +49,18 @@ def count(tree: Tree, path: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def reads_no_rows(tree: Tree) -> bool:
-    """Whether all that is asked for are shapes, which with a language model depend on no row."""
-    return at(tree, "show.part") == "parameters" and tree.get("llm") is not None
+def reads_no_rows(tree: Tree, plugin_folders: Sequence[Path]) -> bool:
+    """Whether all that is asked for are shapes that depend on no row: with a language model, and of an objective whose
+    constructor does not take `rows`."""
+    if at(tree, "show.part") != "parameters":
+        return False
+    if tree.get("llm") is not None:
+        return True
+    try:
+        objective = find_target("model", at(tree, "model._target_"), "model", plugin_folders)
+        return "rows" not in objective.signature().arguments
+    except Mistake:  # told where the config is held against its constructors
+        return False
 
 
 def name_is_a_folder(tree: Tree) -> Iterator[str]:

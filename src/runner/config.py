@@ -198,7 +198,7 @@ class Composer:
         report.composition += self.menu.unknown_fields(tree, choices)
         seats = self.menu.objective_seats(choices.get("model"))
         report.values += check_combinations(tree, choices, seats)
-        if reads_no_rows(tree):
+        if reads_no_rows(tree, self.plugin_folders):
             report.values = [line for line in report.values if not line.startswith("data.path")]
         return Composed(tree, OmegaConf.to_yaml(task), choices, self.plugin_folders)
 

@@ -67,6 +67,8 @@ class FolderPreprocess:
 class HfAudio(LoadedEncoder):
     """An audio encoder of transformers, or the audio tower of a model with more."""
 
+    option = "encoder/audio=hf_audio"
+
     def __init__(
         self,
         path: str,
@@ -106,7 +108,7 @@ class HfAudio(LoadedEncoder):
         # `forward` needs no mask for the probe: one sound has no padding.
         example = {name if key == "sound" else key: one.unsqueeze(0) for key, one in features[-1].items()}
         example.pop("size", None)
-        super().__init__("audio", path, trainable, dtype, pool, example)
+        super().__init__("audio", path, trainable, dtype, pool, example, None)
         self.fixed = is_fixed
         mask_norms(self.model)
         limit = max_seconds or window or float("inf")

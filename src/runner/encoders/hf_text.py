@@ -5,6 +5,7 @@ Shapes: N texts, T tokens, E width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ class FolderPreprocess:
     """A text to `input_ids` int64 [T], with the special tokens that the model was trained on."""
 
     tokenizer: Any
+    """None where shapes alone are built, and no text is read."""
     max_length: int | None
     over_length: Literal["error", "truncate"]
 
@@ -45,36 +47,41 @@ class FolderPreprocess:
 class HfText(LoadedEncoder):
     """A text encoder of transformers: BERT's kind, the encoder of T5's kind, the text tower of CLIP's."""
 
+    option = "encoder/text=hf_text"
+
     def __init__(
         self,
         path: str,
+        architecture: Mapping[str, Any] | None,
         trainable: bool,
         dtype: Literal["float32", "bfloat16", "float16"],
         pool: Literal["none", "mean", "cls"],
         max_length: Annotated[int, Ge(2)] | None,
         over_length: Literal["error", "truncate"],
     ) -> None:
-        from transformers import AutoTokenizer
-
-        tokenizer = pretrained.read("encoder.text.path", path, "a tokenizer", AutoTokenizer.from_pretrained)
-        preprocess = FolderPreprocess(tokenizer, None, "error")
-        self.first_is_class = tokenizer.cls_token_id is not None and (
-            int(preprocess("a")["input_ids"][0]) == tokenizer.cls_token_id
-        )
-        example = preprocess("An example.")["input_ids"].unsqueeze(0)
-        super().__init__("text", path, trainable, dtype, pool, {"input_ids": example})
-        embedding = self.model.get_input_embeddings()
-        rows = embedding.num_embeddings if embedding is not None else len(tokenizer)
-        if len(tokenizer) > rows:
-            raise Mistake(
-                f"encoder.text.path={path}: the tokenizer has {len(tokenizer)} tokens and the model's embedding only "
-                f"{rows}. They do not belong together; take both from one folder."
-            )
+        tokenizer = None if architecture is not None and pretrained.shapes_alone() else read_tokenizer(path)
+        self.first_is_class = tokenizer is None or begins_with_class(tokenizer)
+        example = torch.zeros(1, 1, dtype=torch.long)
+        if tokenizer is not None:
+            example = FolderPreprocess(tokenizer, None, "error")("An example.")["input_ids"].unsqueeze(0)
+        super().__init__("text", path, trainable, dtype, pool, {"input_ids": example}, architecture)
+        if tokenizer is not None:
+            self.check_embeds(tokenizer)
         longest = longest_text(self.model, tokenizer)
         if longest is not None and max_length is not None and max_length > longest:
             raise Mistake(f"encoder.text.max_length={max_length}: the model takes {longest} tokens. Lower it.")
         self.preprocess = FolderPreprocess(tokenizer, max_length or longest, over_length)
-        self.pad_id = tokenizer.pad_token_id or 0
+        self.pad_id = getattr(tokenizer, "pad_token_id", None) or 0
+
+    def check_embeds(self, tokenizer: Any) -> None:
+        """Raises `Mistake` for a tokenizer with ids that the model does not embed."""
+        embedding = self.model.get_input_embeddings()
+        rows = embedding.num_embeddings if embedding is not None else len(tokenizer)
+        if len(tokenizer) > rows:
+            raise Mistake(
+                f"encoder.text.path={self.path}: the tokenizer has {len(tokenizer)} tokens and the model's embedding "
+                f"only {rows}. They do not belong together; take both from one folder."
+            )
 
     def has_class_token(self) -> bool:
         return self.first_is_class
@@ -89,9 +96,22 @@ class HfText(LoadedEncoder):
         return self.pooled(self.run(input_ids=input_ids, attention_mask=mask.long()), mask)
 
 
+def read_tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return pretrained.read("encoder.text.path", path, "a tokenizer", AutoTokenizer.from_pretrained)
+
+
+def begins_with_class(tokenizer: Any) -> bool:
+    """Whether a text's first token is the class token."""
+    first = int(FolderPreprocess(tokenizer, None, "error")("a")["input_ids"][0])
+    return tokenizer.cls_token_id is not None and first == tokenizer.cls_token_id
+
+
 def longest_text(model: Any, tokenizer: Any) -> int | None:
-    """Tokens that the model takes, by its positions and its tokenizer; None where neither says so."""
-    limits = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < NO_LIMIT else []
+    """Tokens that the model takes, by its positions and its tokenizer, if there is one; None where neither says so."""
+    limit = NO_LIMIT if tokenizer is None else tokenizer.model_max_length
+    limits = [int(limit)] if limit < NO_LIMIT else []
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in ("position_embeddings", "position_embedding"):
             rows = getattr(module, "num_embeddings", None)

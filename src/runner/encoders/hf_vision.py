@@ -39,6 +39,8 @@ class FolderPreprocess:
 class HfVision(LoadedEncoder):
     """A vision model of transformers, or the vision tower of one of several modalities; all its tokens."""
 
+    option = "encoder/image=hf_vision"
+
     def __init__(
         self,
         path: str,
@@ -60,7 +62,8 @@ class HfVision(LoadedEncoder):
                 f"{setting}={path}: its preprocessing keeps the shape of a picture, so pictures cannot share a "
                 "batch. Give preprocessor_config.json a size with height and width, or a crop_size."
             )
-        super().__init__("image", path, trainable, dtype, pool, {name: one.unsqueeze(0) for name, one in wide.items()})
+        example = {name: one.unsqueeze(0) for name, one in wide.items()}
+        super().__init__("image", path, trainable, dtype, pool, example, None)
         self.preprocess = preprocess
 
     def forward(self, **inputs: Tensor) -> Tokens:

@@ -6,6 +6,7 @@ trained. Shapes: N items, T tokens, E width, C channels of a convolution's map, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -36,6 +37,8 @@ class LoadedEncoder(nn.Module):
     go into checkpoints.
     """
 
+    option: str
+    """The choice that takes any folder: `encoder/text=hf_text`."""
     width: int
     gives_map: bool
     """A convolutional network: its last hidden state is [N, C, H, W]."""
@@ -48,11 +51,14 @@ class LoadedEncoder(nn.Module):
         dtype: str,
         pool: Literal["none", "mean", "cls"],
         example: dict[str, Tensor],
+        architecture: Mapping[str, Any] | None,
     ) -> None:
-        """`example`: one item as `run` gets it, [1, ...] each."""
+        """`example`: one item as `run` gets it, [1, ...] each. `architecture`: fields of the published config.json;
+        shapes alone are built from them, and the folder's must agree with them."""
         super().__init__()
         self.seat = f"encoder.{modality}"
         self.path = path
+        self.architecture = architecture
         self.trainable = trainable
         self.pool = pool
         if trainable and dtype != "float32":
@@ -68,21 +74,20 @@ class LoadedEncoder(nn.Module):
 
     def load(self, modality: Modality, example: dict[str, Tensor]) -> None:
         """The tower of `modality` with its weights; its architecture alone under `torch.device("meta")`."""
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         setting = f"{self.seat}.path"
-        config = pretrained.read(setting, self.path, "a config", AutoConfig.from_pretrained)
         bare = pretrained.shapes_alone()
         with torch.device("meta"):  # its kind is told before weights are read
-            skeleton = pretrained.read(setting, self.path, "a model", lambda _: AutoModel.from_config(config))
-            name, tower = tower_of(skeleton, modality)
+            name, tower = tower_of(self.skeleton(bare), modality)
             reads = tower.main_input_name
             if reads not in INPUTS[modality]:
+                where = f"{setting}={self.path}" if self.architecture is None else f"{self.seat}.architecture"
                 raise Mistake(
-                    f"{setting}={self.path}: {type(tower).__name__} reads {READS.get(reads, reads)}, and "
-                    f"{self.seat} needs a model that reads {READS[INPUTS[modality][0]]}. Give another folder."
+                    f"{where}: {type(tower).__name__} reads {READS.get(reads, reads)}, and "
+                    f"{self.seat} needs a model that reads {READS[INPUTS[modality][0]]}. Give another model."
                 )
         self.model = tower
         missing: set[str] = set()
@@ -105,6 +110,23 @@ class LoadedEncoder(nn.Module):
             parameter.requires_grad_(self.trainable and parameter.requires_grad and key not in unused)
         if self.pool == "cls" and not self.has_class_token():
             raise Mistake(f"{self.seat}.pool=cls: {self.family} has no class token. Set pool=mean.")
+
+    def skeleton(self, bare: bool) -> Any:
+        """The whole model without weights: of its `architecture` where that is given and no weights will be read, else
+        of its folder's config, held against that."""
+        from transformers import AutoConfig, AutoModel
+
+        fields, setting = f"{self.seat}.architecture", f"{self.seat}.path"
+        given = self.architecture
+        wanted = None if given is None else pretrained.config_of(fields, given)
+        if bare and wanted is not None:
+            with pretrained.told_of(fields):
+                return AutoModel.from_config(wanted)
+        config = pretrained.read(setting, self.path, "a config", AutoConfig.from_pretrained)
+        if wanted is not None and given is not None:
+            both = (pretrained.values_of(one, given) for one in (wanted, config))
+            pretrained.check_agrees(self.seat, self.option, self.path, *both)
+        return pretrained.read(setting, self.path, "a model", lambda _: AutoModel.from_config(config))
 
     def read_weights(self, auto_model: Any) -> tuple[nn.Module, set[str]]:
         """The model, and the names of the tensors that its folder lacks."""

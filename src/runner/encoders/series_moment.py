@@ -35,6 +35,10 @@ EPSILON = 1e-5
 """Added to a channel's standard deviation."""
 POSITIONS = 5000
 """Rows of the published table of positions."""
+BUILT = {"revin_affine": False, "add_positional_embedding": True, "transformer_type": "encoder_only"}
+"""Fields of a config.json with which a model is built here, and what one that lacks them means."""
+FIELDS = ("seq_len", "patch_len", "patch_stride_len", "value_embedding_bias", "t5_config", *BUILT)
+"""What an architecture may say."""
 UNUSED = ("head.", "encoder.embed_tokens.weight")
 """Tensors of a checkpoint that features do not need: what it was pretrained with, and T5's words."""
 
@@ -50,6 +54,7 @@ class Moment(nn.Module):
     def __init__(
         self,
         path: str,
+        architecture: Mapping[str, Any] | None,
         trainable: bool,
         channels: Annotated[int, Ge(1)] | None,
         reduction: Reduction,
@@ -57,8 +62,7 @@ class Moment(nn.Module):
         dropout: Annotated[float, Ge(0), Lt(1)],
     ) -> None:
         super().__init__()
-        file = pretrained.find("encoder.series.path", path, "config.json")
-        config = read_config(path, file)
+        config = find_config(path, architecture)
         if reduction == "concat" and channels is None:
             raise Mistake(
                 "encoder.series.reduction=concat needs encoder.series.channels, the number to be put in a row."
@@ -153,39 +157,64 @@ def encoder_stack(given: Mapping[str, Any], dropout: float) -> T5Stack:
     """T5's encoder without its words: relative positions in the first block, RMS norm, gated where the config says."""
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config.from_dict({**given, "dropout_rate": dropout, "vocab_size": 1})
+    config = T5Config.from_dict({**given, "dropout_rate": dropout, "vocab_size": 1, "eos_token_id": 0})
     stack = T5EncoderModel(config).get_encoder()
     stack.embed_tokens = None
     return stack
 
 
-def read_config(path: str, file: Path) -> dict[str, Any]:
-    """Raises `Mistake` for a config.json that is not MOMENT's, or of a model with parts that are not built here."""
-    config = json.loads(file.read_text(encoding="utf-8"))
-    sizes = [config.get(name) for name in ("seq_len", "patch_len", "patch_stride_len")]
+def find_config(path: str, architecture: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The folder's config.json, which must agree with an `architecture`; that alone where no weights will be read."""
+    if architecture is not None:
+        check_architecture(architecture)
+        if pretrained.shapes_alone():
+            return architecture
+    file = pretrained.find("encoder.series.path", path, "config.json")
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    check_config(f"encoder.series.path={path}: config.json", config)
+    if architecture is not None:
+        wanted, found = values_of(architecture, architecture), values_of(config, architecture)
+        pretrained.check_agrees("encoder.series", "encoder/series=moment", path, wanted, found)
+    return config
+
+
+def check_architecture(given: Mapping[str, Any]) -> None:
+    """Raises `Mistake` for fields that MOMENT's config.json does not have, or that nothing can be built of."""
+    setting = "encoder.series.architecture"
+    pretrained.check_known(setting, given, FIELDS, "MOMENT's config.json")
+    check_config(setting, given)
+    pretrained.config_of(f"{setting}.t5_config", {**given["t5_config"], "model_type": "t5"})
+
+
+def values_of(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of the fields of an architecture, `t5_config.d_ff` for instance; defaults are filled in."""
+    from transformers import T5Config
+
+    own = {name: config.get(name, BUILT.get(name, False)) for name in fields if name != "t5_config"}
+    inner = pretrained.values_of(T5Config.from_dict(dict(config["t5_config"])), fields["t5_config"])
+    return own | {f"t5_config.{name}": value for name, value in inner.items()}
+
+
+def check_config(where: str, config: Mapping[str, Any]) -> None:
+    """Raises `Mistake` for what is no config.json of MOMENT's, or is of a model with parts that are not built here."""
+    sizes: list[Any] = [config.get(name) for name in ("seq_len", "patch_len", "patch_stride_len")]
     inner = config.get("t5_config")
-    if not isinstance(inner, dict) or "d_model" not in inner or not all(isinstance(size, int) for size in sizes):
+    if not isinstance(inner, Mapping) or "d_model" not in inner or not all(isinstance(size, int) for size in sizes):
         raise Mistake(
-            f"encoder.series.path={path}: config.json is not MOMENT's: it needs seq_len, patch_len, patch_stride_len "
-            "and t5_config, as AutonLab/MOMENT-1-small has them."
+            f"{where} is not MOMENT's: it needs seq_len, patch_len, patch_stride_len and t5_config, as "
+            "AutonLab/MOMENT-1-small has them."
         )
     length, patch, stride = sizes
     if not 1 <= stride <= patch <= length or (length - patch) // stride + 1 > POSITIONS:
         raise Mistake(
-            f"encoder.series.path={path}: config.json has seq_len={length}, patch_len={patch}, "
-            f"patch_stride_len={stride}; it must be 1 <= stride <= patch <= length, with {POSITIONS:,} patches at most."
+            f"{where} has seq_len={length}, patch_len={patch}, patch_stride_len={stride}; it must be "
+            f"1 <= stride <= patch <= length, with {POSITIONS:,} patches at most."
         )
-    wanted = {"revin_affine": (False,), "add_positional_embedding": (True,), "transformer_type": ("encoder_only",)}
-    for name, known in wanted.items():
-        if config.get(name, known[0]) not in known:
-            raise Mistake(
-                f"encoder.series.path={path}: config.json has {name}={config[name]}; only {known[0]} is built."
-            )
+    for name, known in BUILT.items():
+        if config.get(name, known) != known:
+            raise Mistake(f"{where} has {name}={config[name]}; only {known} is built.")
     if config.get("d_model") not in (None, inner["d_model"]):
-        raise Mistake(
-            f"encoder.series.path={path}: config.json has d_model={config['d_model']} and a T5 of {inner['d_model']}."
-        )
-    return config
+        raise Mistake(f"{where} has d_model={config['d_model']} and a T5 of {inner['d_model']}.")
 
 
 def check_names(path: str, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

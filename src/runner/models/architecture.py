@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from runner import pretrained
 from runner.protocols import Mistake
-from runner.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -28,21 +27,7 @@ one would learn nothing, and in 4 bits there would be no weight to read."""
 
 def of_fields(fields: Mapping[str, Any]) -> PreTrainedConfig:
     """Raises `Mistake` for fields that are no architecture of transformers'."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.for_model(**fields)
-        plain = type(config)()
-    except Exception as error:  # a field's type and range are held against the family's own rules there
-        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
-        raise Mistake(f"llm.architecture: {reason}. Write the fields of the model's published config.json.") from error
-    known = {*plain.to_dict(), *plain.attribute_map}
-    for name in fields:
-        if name not in known:
-            raise Mistake(
-                f"llm.architecture.{name}: a {config.model_type} config has no such field{did_you_mean(name, known)}"
-            )
-    return config
+    return pretrained.config_of("llm.architecture", fields)
 
 
 def of_path(path: str) -> PreTrainedConfig:
@@ -56,14 +41,8 @@ def of_path(path: str) -> PreTrainedConfig:
 
 def check_agrees(path: str, found: PreTrainedConfig, fields: Mapping[str, Any]) -> None:
     """Raises `Mistake` naming the first field in which the config at `path` is another architecture."""
-    wanted, there = of_fields(fields), found.get_text_config()
-    for name in fields:
-        ours, theirs = getattr(wanted, name, None), getattr(there, name, None)
-        if ours != theirs:
-            raise Mistake(
-                f"llm.architecture.{name} is {ours} and the config of llm.path={path} says {theirs}, so it is another "
-                f"model. Set llm=pretrained llm.path={path} to take it as it is."
-            )
+    wanted, there = (pretrained.values_of(one, fields) for one in (of_fields(fields), found.get_text_config()))
+    pretrained.check_agrees("llm", "llm=pretrained", path, wanted, there)
 
 
 def check_all_read(path: str, config: PreTrainedConfig, loaded: Mapping[str, Any]) -> None:
