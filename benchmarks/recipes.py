@@ -263,8 +263,8 @@ RECIPES = (
         baselines="0.31 the commonest animal",
         longest=180,
         tuned="MobileNet and MiniLM are frozen; the tiny language model, random at the start, is trained whole in "
-        "phase 2. Nine settings of phase 1 and fourteen of phase 2 were compared by four folds within the training rows, "
-        "where no sound or picture is on both sides of either phase: 0.806 in the mean over eight runs. "
+        "phase 2. Nine settings of phase 1 and fourteen of phase 2 were compared by four folds within the training "
+        "rows, where no sound or picture is on both sides of either phase: 0.806 in the mean over eight runs. "
         "instruct_val.jsonl was looked at once for another setting (0.70), and by these three runs.",
     ),
 )  # fmt: skip
