@@ -11,7 +11,8 @@ from runner.config import compose
 from runner.fusion.inside import CrossAttention, Film, Inside
 from runner.fusion.token_mixture import TokenMixture
 from runner.inventory import components_of
-from runner.models.llm import LanguageModel, Tiny
+from runner.models.language_model import LanguageModel
+from runner.models.llm import Tiny
 from runner.models.lora import Lora
 from runner.models.recomputing import recompute_layers
 from runner.protocols import IGNORED, Batch, Mistake, Stream, Tokens

@@ -16,7 +16,8 @@ import runner
 from runner.fusion.interleave import Interleave
 from runner.models.byte_tokenizer import byte_tokenizer
 from runner.models.head_check import check_head
-from runner.models.llm import LanguageModel, Pretrained
+from runner.models.language_model import LanguageModel
+from runner.models.llm import Pretrained
 from runner.models.lora import Lora
 from runner.protocols import IGNORED, Batch, Decoding, Mistake, Stream, Tokens
 

@@ -29,7 +29,8 @@ from transformers import (
 from runner.models.byte_tokenizer import byte_tokenizer
 from runner.models.freeze import keep_frozen
 from runner.models.head_check import check_head
-from runner.models.llm import LanguageModel, Pretrained
+from runner.models.language_model import LanguageModel
+from runner.models.llm import Pretrained
 from runner.models.lora import Lora
 from runner.protocols import IGNORED, Decoding, Fault, Mistake
 

@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import runner
 from runner.models.freeze import keep_frozen
-from runner.models.llm import LanguageModel
+from runner.models.language_model import LanguageModel
 from runner.models.lora import Lora
 from runner.models.recomputing import recompute_layers
 from runner.protocols import Decoding, Mistake

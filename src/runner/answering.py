@@ -19,7 +19,8 @@ from runner.data.rows import check_modalities, with_text
 from runner.models.freeze import keep_frozen
 from runner.models.head_check import check_head
 from runner.models.initialization import seeded
-from runner.models.llm import LanguageModel, LanguageModelSource, check_fits
+from runner.models.language_model import LanguageModel
+from runner.models.llm import LanguageModelSource, check_fits
 from runner.models.recomputing import recompute_layers
 from runner.offers import check_gives, check_offers
 from runner.protocols import Encoder, Example, InputFusion, Mistake, Objective, Projector, Row

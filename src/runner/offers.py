@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.data.collate import Collate
-from runner.models.llm import LanguageModel
+from runner.models.language_model import LanguageModel
 from runner.protocols import (
     IGNORED,
     Batch,

@@ -17,7 +17,7 @@ from torch import Tensor
 from runner.protocols import Decoding
 
 if TYPE_CHECKING:
-    from runner.models.llm import LanguageModel
+    from runner.models.language_model import LanguageModel
 
 
 def with_cache(

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from runner.models.llm import LanguageModel
+from runner.models.language_model import LanguageModel
 from runner.models.quantization import each_position_alone
 from runner.protocols import IGNORED, Fault, Mistake
 

@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from runner.models.llm import LanguageModel
+from runner.models.language_model import LanguageModel
 from runner.models.projected import check_names, projected, projector_counts, projector_terms
 from runner.protocols import (
     IGNORED,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from runner.models.llm import LanguageModel
+from runner.models.language_model import LanguageModel
 from runner.protocols import Mistake
 
 CACHES = ("past_key_values", "layer_past")
