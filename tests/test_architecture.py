@@ -28,7 +28,7 @@ ROOMS = {
     ),
     "run": ("session", "resume", "recording", "restoring"),
     "build": (
-        "build", "answering", "labelling", "alignment", "seats", "inventory", "offers", "model_parts",
+        "build", "answering", "labelling", "alignment", "seats", "inventory", "offers", "trial", "model_parts",
     ),
     "composition": (
         "config", "menu", "complaints", "overrides", "quoting", "resolving", "sweep",

@@ -22,9 +22,10 @@ from runner.models.initialization import seeded
 from runner.models.language_model import LanguageModel
 from runner.models.llm import LanguageModelSource, check_fits
 from runner.models.recomputing import recompute_layers
-from runner.offers import check_gives, check_offers
+from runner.offers import check_offers
 from runner.protocols import Encoder, Example, InputFusion, Mistake, Objective, Projector, Row
 from runner.seats import Learner, build_encoders, build_projectors, check_asks, read_splits, seat
+from runner.trial import check_gives
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

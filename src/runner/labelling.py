@@ -15,10 +15,11 @@ from runner.data.length import LengthReport
 from runner.data.rows import check_modalities, placeholder_names, with_text
 from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
-from runner.offers import check_offers, check_pools
+from runner.offers import check_offers
 from runner.protocols import Encoder, Example, LabelObjective, Mistake, Objective, PooledFusion, Projector, Row
 from runner.seats import Learner, build_encoders, build_projectors, check_asks, read_splits, seat
 from runner.targets import asked_by
+from runner.trial import check_pools
 
 
 @dataclass(frozen=True)
