@@ -577,7 +577,7 @@ def test_the_picture_is_used(tmp_path: Path) -> None:
     overrides = ["tracker=none", "train.max_steps=150", "train.eval_every=null", "evaluation.predict_rows=120"]
     summary = runner.train([*overrides, f"hydra.run.dir={tmp_path}/run"])
     assert summary["last"]["val/exact_match"] >= 0.8
-    parts = build(compose("train", overrides), tracks=False)
+    parts = build(compose("train", overrides), memory=None, tracks=False)
     restore(own_tensors(parts.objective), weights_of(tmp_path / "run"), tmp_path)
     alone = (accelerator := Accelerator(cpu=True), Peers(accelerator, StopRequest()))
     right, _ = evaluate(parts.objective, parts.examples["val"], parts.prompts, parts.collate, 120, *alone)
