@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import ranks
 import torch
+from doc_commands import Command, commands, hold, run
 from test_exactness import lines_of, train_lines
 
 import runner
@@ -444,30 +444,7 @@ SHORTER = {
     "train.max_steps=40": "train.max_steps=2 evaluation.predict_rows=4",
 }
 """What takes seconds and shows nothing that less would not."""
-NUMBER = re.compile(r"\d+(?:[.,:]\d+)*(?:e[-+]?\d+)?")
-
-
-@dataclass(frozen=True)
-class Command:
-    """One of the docs' console blocks, and what stands under it: runs of lines that follow one another."""
-
-    text: str
-    shown: tuple[tuple[str, ...], ...]
-    is_whole: bool
-    """Nothing is left out."""
-
-
-def commands() -> list[Command]:
-    blocks = re.findall(r"```console\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    found = []
-    for one in re.split(r"^\$ ", "".join(blocks).replace("\\\n", ""), flags=re.MULTILINE)[1:]:
-        text, _, shown = one.partition("\n")
-        parts = [tuple(part.strip("\n").split("\n")) for part in re.split(r"^\.\.\.$", shown, flags=re.MULTILINE)]
-        found.append(Command(text, tuple(part for part in parts if part != ("",)), len(parts) == 1))
-    return found
-
-
-COMMANDS = commands()
+COMMANDS = commands(DOCS)
 
 
 @dataclass(frozen=True)
@@ -489,25 +466,10 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for command in COMMANDS:
-            program, *words = shlex.split(command.text)
-            if "encoder/image=bare" in words:
+            if "encoder/image=bare" in command.text:
                 write(conf, {"bare.py": BARE, "encoder/image/bare.yaml": BARE_YAML})
-            if program == "runner":
-                words = [short for word in words for short in SHORTER.get(word, word).split()]
-                process = ranks.launch(words, folder / "printed")
-                process.join(60)
-                printed[command.text] = (process.exitcode, (folder / "printed").read_text())
-            elif program == "python":
-                runpy.run_path(words[0])
-                printed[command.text] = (0, "")
-            else:
-                done = subprocess.run([program, *words], capture_output=True, text=True)
-                printed[command.text] = (done.returncode, done.stdout + done.stderr)
+            printed[command.text] = run(command, SHORTER)
     yield Walk(folder, printed)
-
-
-def without_numbers(text: str) -> str:
-    return " ".join(NUMBER.sub("#", text).split())
 
 
 def test_the_docs_have_commands_of_every_kind() -> None:
@@ -519,18 +481,7 @@ def test_the_docs_have_commands_of_every_kind() -> None:
 @pytest.mark.zoo
 @pytest.mark.parametrize("command", COMMANDS, ids=[f"{k}" for k in range(len(COMMANDS))])
 def test_a_command_of_the_docs_prints_what_stands_there(walk: Walk, command: Command) -> None:
-    """Numbers aside, which another machine may have a little differently; of a mistake to the letter."""
-    code, output = walk.printed[command.text]
-    assert code in (0, 2), output
-    said = str.strip if code == 2 else without_numbers
-    lines = [said(line) for line in output.splitlines() if line.strip()]
-    assert not command.is_whole or len(lines) == sum(map(len, command.shown))
-    at = 0
-    for part in command.shown:
-        wanted = [said(line) for line in part if line.strip()]
-        starts = [k for k in range(at, len(lines) - len(wanted) + 1) if lines[k : k + len(wanted)] == wanted]
-        assert starts, f"{wanted} is not printed after line {at} of\n{output}"
-        at = starts[0] + len(wanted)
+    hold(command, *walk.printed[command.text])
 
 
 @pytest.mark.zoo
