@@ -11,7 +11,7 @@ import pytest
 import test_encoders_image
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from test_exactness import train_lines
 
@@ -211,3 +211,33 @@ def test_an_aligner_without_an_encoder_is_refused(rows: Path, aligned: Path, tmp
     words = [*PHASE_2, "encoder/image=null", f"data.path={rows}", "data.extra=[label,image,series]"]
     with pytest.raises(Mistake, match="model.aligner: there is no encoder that it could be for"):
         runner.train([*words, f"model.aligner={aligned}", f"hydra.run.dir={tmp_path}/run"])
+
+
+def test_another_aligner_is_refused_by_force_too(rows: Path, places: dict[str, str], tmp_path: Path) -> None:
+    words = [*PHASE_2, *ENCODERS, f"data.path={rows}", f"hydra.run.dir={tmp_path}/run"]
+    runner.train([*words, f"model.aligner={places['RUNS']}/phase-1", "train.max_steps=3", "checkpoint.every=3"])
+    with pytest.raises(Mistake, match="model.aligner: .*phase-1 -> .*other"):
+        runner.train([*words, f"model.aligner={places['RUNS']}/other", "resume=auto", "force_resume=true"])
+
+
+def test_other_weight_files_than_phase_1_had_are_refused(rows: Path, tmp_path: Path) -> None:
+    folder = test_encoders_image.saved(tmp_path / "vit", "vit")
+    vision = [*SERIES, "encoder/image=hf_vision", f"encoder.image.path={folder}"]
+    first = phase_1(rows, tmp_path / "phase-1", vision)
+    file = folder / "model.safetensors"
+    changed = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in load_file(file).items()}
+    save_file(changed, file, metadata={"format": "pt"})
+    words = [*PHASE_2, *vision, f"data.path={rows}", f"model.aligner={first}", f"hydra.run.dir={tmp_path}/run"]
+    with pytest.raises(Mistake, match="the weight files of encoder.image are not those"):
+        runner.train(words)
+
+
+def test_a_mixture_of_experts_may_be_an_aligner_beside_a_projector_of_one_modality(rows: Path, tmp_path: Path) -> None:
+    projectors = ["projector=mixture", "projector.shared=true", "projector/series=linear"]
+    first = phase_1(rows, tmp_path / "phase-1", ENCODERS, *projectors)
+    status = json.loads((first / "status.json").read_text())
+    (first / "status.json").write_text(json.dumps({**status, "state": "running"}))
+    run = tmp_path / "run"
+    runner.train([*PHASE_2, *ENCODERS, f"data.path={rows}", f"model.aligner={first}", f"hydra.run.dir={run}"])
+    hold(weights(first), weights(run), ("image", "series"))
+    assert "That run is not finished: it is running." in (run / "train.log").read_text().replace("\n", " ")

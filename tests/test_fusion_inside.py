@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -204,3 +206,63 @@ def test_layers_that_are_computed_again_give_the_same_gradients(kind: str) -> No
     for name, one in kept.items():
         assert one is not None and one.abs().max() > 0, name
         torch.testing.assert_close(again[name], one, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["cross_attention", "film"])
+def test_a_batch_without_items_is_the_language_models_alone_whatever_came_before(kind: str) -> None:
+    llm = language_model()
+    batch, streams = batch_of()
+    mask = (torch.arange(7) < torch.tensor(batch.lengths).unsqueeze(1)).long()
+    alone = llm.model(inputs_embeds=llm.embed(batch.input_ids), attention_mask=mask).logits
+    fusion = build(kind, llm)
+    opened(fusion)
+    assert not torch.equal(logits(llm, fusion, batch, streams)[mask == 1], alone[mask == 1])
+    assert torch.equal(logits(llm, fusion, replace(batch, streams={}), {})[mask == 1], alone[mask == 1])
+
+
+@pytest.mark.parametrize("kind", ["cross_attention", "film"])
+def test_the_side_of_the_padding_changes_nothing(kind: str) -> None:
+    llm = language_model()
+    batch, streams = batch_of()
+    fusion = build(kind, llm)
+    opened(fusion)
+    with torch.no_grad():
+        right = logits(llm, fusion, batch, streams)
+        fused = fusion(llm.embed(batch.input_ids), batch, streams, "left")
+        given = {"attention_mask": fused.attention_mask, "position_ids": fused.position_ids, "use_cache": False}
+        left = llm.model(inputs_embeds=fused.embeddings, **given).logits
+    for row, length in enumerate(batch.lengths):
+        torch.testing.assert_close(left[row, -length:], right[row, :length], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cross_attention", "film"])
+def test_no_token_reads_what_is_padding_of_an_item(kind: str) -> None:
+    """Neither in the text nor after it."""
+    llm = language_model()
+    batch, streams = batch_of()
+    fusion = build(kind, llm)
+    opened(fusion)
+    padded = streams["audio"].features.clone()
+    padded[1, -1] += 5.0
+    found = []
+    for features in (streams["audio"].features, padded):
+        fusion(llm.embed(batch.input_ids), batch, {**streams, "audio": Tokens(features, streams["audio"].mask)}, "left")
+        with torch.no_grad():
+            text = torch.arange(27).reshape(3, 9) % 7 + 3  # two tokens more than the text was
+            found.append(llm.model(inputs_embeds=llm.embed(text), use_cache=False).logits)
+    assert torch.equal(*found)
+
+
+def test_a_mixture_has_the_length_of_words_where_embeddings_are_scaled() -> None:
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    shape = {"vocab_size": 97, "hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
+    config = Gemma3TextConfig(**shape, num_attention_heads=2, num_key_value_heads=1, pad_token_id=0)
+    llm = LanguageModel(Gemma3ForCausalLM(config).eval(), {})
+    fusion = TokenMixture(WIDTH, 1e4)
+    fusion.attach(llm)
+    wanted = torch.tensor([[11, 12]])
+    with torch.no_grad():
+        mixed = fusion.mixture(llm.embedding.weight[wanted] * 100)
+        words = llm.embed(torch.arange(97))
+    assert min((words - one).norm(dim=1).min() for one in mixed[0]) < 1e-3 * words.norm(dim=1).mean()

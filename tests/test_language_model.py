@@ -271,3 +271,19 @@ def test_an_adapter_to_start_from_is_of_the_same_variant(tmp_path: Path) -> None
     lora(["q_proj"], rs=True).apply(model_of("qwen2")).save_pretrained(tmp_path / "rs")
     scaled = lora(["q_proj"], init=str(tmp_path / "rs"), rs=True).apply(model_of("qwen2"))
     assert scaled.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] == 4.0
+
+
+def test_an_answer_names_its_label_and_no_other() -> None:
+    from runner.models.instruct import Instruct
+    from runner.protocols import Prediction
+
+    answers = {
+        "It is a cat; a CAT meows.": ("cat", True), "It is a dog.": ("cat", False), "A cat or a dog.": ("dog", False),
+        "Concatenate.": ("cat", False), "dog": ("dog", True), "": ("bird", False),
+    }  # fmt: skip
+    rows = [Prediction(str(k), "", said, said, label=label) for k, (said, (label, _)) in enumerate(answers.items())]
+    counting = Instruct.__new__(Instruct)
+    for names, expected in ((("exact_match", "label_named"), 2 / 6), (("exact_match",), None)):
+        object.__setattr__(counting, "metric_names", names)
+        found = Instruct.metrics(counting, rows)
+        assert found["exact_match"] == 1.0 and found.get("label_named") == expected

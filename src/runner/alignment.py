@@ -7,6 +7,7 @@ once the new one has begun.
 from __future__ import annotations
 
 import glob
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -55,10 +56,14 @@ def aligned_encoders(composed: Composed, memory: Mapping[str, Any] | None) -> tu
     if memory is not None and "aligner" in memory:
         alignment = Alignment(**memory["aligner"])
         return freeze(build(composed, alignment), alignment), alignment
-    folder = find_run(composed.tree["model"]["aligner"])
-    phase_1 = read_run_config(folder, {}, composed.plugin_folders)
+    pattern = composed.tree["model"]["aligner"]
+    folder = find_run(pattern)
+    try:
+        phase_1 = read_run_config(folder, {}, composed.plugin_folders)
+        chosen = choose(folder, "best", build_checkpointer(phase_1))
+    except Mistake as error:
+        raise Mistake(f"model.aligner={pattern}: {error}") from error
     alignment = describe(composed, phase_1, folder)
-    chosen = choose(folder, "best", build_checkpointer(phase_1))
     encoders = build(composed, alignment)
     trained = put_in(encoders, chosen, phase_1)
     alignment = replace(alignment, step=chosen.content.step, trained=trained)
@@ -75,12 +80,22 @@ def told(alignment: Alignment | None) -> tuple[str, ...]:
     if alignment is None:
         return ()
     names = " and ".join(alignment.encoder)
-    return (f"Aligner: {names} as {alignment.run} brought them together by step {alignment.step}, frozen.",)
+    state = state_of(Path(alignment.run))
+    unlike = "" if state in (None, "finished") else f" That run is not finished: it is {state}."
+    return (f"Aligner: {names} as {alignment.run} brought them together by step {alignment.step}, frozen.{unlike}",)
+
+
+def state_of(run: Path) -> str | None:
+    """`finished`, `running`, ...; None where the run is gone."""
+    try:
+        return str(json.loads((run / "status.json").read_text(encoding="utf-8"))["state"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def find_run(pattern: str) -> Path:
     """The one run's folder that a path or a glob means."""
-    if Path(pattern).is_dir():
+    if pattern and Path(pattern).is_dir():
         return Path(pattern)
     found = sorted(one for one in glob.glob(os.path.expanduser(pattern)) if (Path(one) / "config.yaml").is_file())
     if not found:

@@ -24,7 +24,7 @@ from runner.models.llm import LanguageModelSource, check_fits
 from runner.models.recomputing import recompute_layers
 from runner.offers import check_offers
 from runner.protocols import Encoder, Example, InputFusion, Mistake, Objective, Projector, Row
-from runner.seats import Learner, build_encoders, build_projectors, check_asks, read_splits, seat
+from runner.seats import Learner, build_encoders, build_projectors, check_asks, named, read_splits, seat
 from runner.trial import check_gives
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def build_learner(composed: Composed, predict_rows: int | None, memory: Mapping[
     projectors = build_projectors(composed, frame.widths, llm.width)
     check_gives(frame.encoders, projectors, frame.fusion, llm, collate, texts.examples["train"])
     objective = build_objective(composed, frame, llm, projectors, frame.chat)
-    kept, notes = memory_of(frame.alignment), told(frame.alignment)
+    kept = {**getattr(objective, "memory", dict)(), **memory_of(frame.alignment)}
+    notes = told(frame.alignment)
     return Learner(objective, texts.examples, prompts, texts.lengths, collate, kept, notes)
 
 
@@ -224,5 +225,5 @@ def attach_fusion(composed: Composed, fusion: InputFusion | None, llm: LanguageM
     """Show the language model, with its LoRA, to a fusion that works inside it or needs its embeddings."""
     attach = getattr(fusion, "attach", None)
     if attach is not None:
-        with seeded(composed.tree["seed"], "fusion.layers"):
+        with seeded(composed.tree["seed"], "fusion.layers"), named("fusion", composed.tree["fusion"]):
             attach(llm)

@@ -181,6 +181,11 @@ def quantization_has_its_parts(tree: Tree) -> Iterator[str]:
         )
     if tree.get("lora") is None:
         yield "quantization: weights that are quantised cannot train, and there is no adapter. Set lora=default."
+    if str(at(tree, "quantization._target_")).endswith(".Int8") and at(tree, "lora.use_dora") is True:
+        yield (
+            "lora.use_dora: bitsandbytes cannot give back the 8-bit weights that DoRA measures. Set quantization=nf4, "
+            "or lora.use_dora=false."
+        )
     if find_spec("bitsandbytes") is None:
         yield (
             "quantization needs bitsandbytes, which is not installed. Install it by "

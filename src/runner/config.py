@@ -95,7 +95,8 @@ def refuse_sweeps(given: list[Given], report: Report) -> None:
     """Take out what Hydra would ask -m for."""
     for one in [one for one in given if one.is_sweep]:
         report.composition.append(
-            f"{one.typed} is several values. Add -m to sweep over them, or write a list: {one.name}=[a,b]."
+            f"{one.typed} is several values. Add -m to sweep over them"
+            + ("." if one.is_group else f", or write a list: {one.name}=[a,b].")
         )
         given.remove(one)
 
@@ -280,7 +281,7 @@ class Composer:
         listed = self.menu.objective_seats(objective)
         if seat in OBJECTIVE_SEATS and listed is not None and seat not in listed:
             return no_such_seat(seat, objective, listed)
-        return f"{one.name}: nothing of this name is in the config yet. Add it by +{one.typed}."
+        return f"{one.name}: nothing of this name is in the config yet. Add it by +{one.typed.lstrip('+')}."
 
     def _told_by_hydra(self, error: HydraException, text: str, given: Sequence[Given]) -> str:
         """A mistake in a YAML file's defaults list."""

@@ -33,7 +33,8 @@ TOLD = (
     "train.max_skipped_steps", "evaluation", "early_stopping", "checkpoint", "optimizer", "schedule", "precision",
     "cluster", "lora.dropout", "model.max_new_tokens",
 )  # fmt: skip
-NEVER = ("optimizer._target_",)
+NEVER = ("optimizer._target_", "model.aligner", "model.aligner_width")
+"""Not by force either: an aligner's weights are in the checkpoint, so another one would not be read."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ def told_changes(saved_config: Path, now: str, force: bool) -> list[Change]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not within(key, SILENT)
     ]
-    refused = [change for change in changes if not within(change.key, TOLD) or within(change.key, NEVER)]
-    if refused and not force:
+    never = [change for change in changes if within(change.key, NEVER)]
+    refused = [change for change in changes if not within(change.key, TOLD) or change in never]
+    if never or (refused and not force):
         lines = "\n".join(f"  {change}" for change in refused)
         raise Mistake(
             f"{saved_config.parent} was trained with another config, so it cannot go on exactly:\n{lines}\n"

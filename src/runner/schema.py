@@ -205,8 +205,11 @@ class Check:
 
     def _argument(self, path: str, value: Any, annotation: Any, seat: SeatName) -> None:
         nested = list(nested_parts(path, value))
+        told = len(self.lines)
         for inner_path, inner in nested:
             self._part(inner_path, inner, seat, inner=True)
+        if nested and nested[0][0] == path and annotation is not Any and told == len(self.lines):
+            self.lines.append(f"{path}: {value['_target_']} is a part, and it must be a value. Set {path}=VALUE.")
         if not nested:
             self._value(path, value, annotation)
 

@@ -124,24 +124,24 @@ class CrossAttention(Inside):
         modalities: Sequence[str],
         every: Count,
         heads: Count,
-        hidden_size: Count | None,
+        intermediate_size: Count | None,
         dropout: Annotated[float, Ge(0), Lt(1)],
     ) -> None:
         if llm_width % heads:
             raise Mistake(f"fusion.heads={heads} does not divide the language model's width, {llm_width}.")
-        make = partial(Attending, llm_width, hidden_size or 4 * llm_width, heads, dropout)
+        make = partial(Attending, llm_width, intermediate_size or 4 * llm_width, heads, dropout)
         super().__init__(llm_width, modalities, every, make)
 
 
 class Attending(nn.Module):
-    def __init__(self, width: int, hidden_size: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, intermediate_size: int, heads: int, dropout: float) -> None:
         from transformers.models.mllama.configuration_mllama import MllamaTextConfig
         from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
 
         super().__init__()
         config = MllamaTextConfig(
             hidden_size=width,
-            intermediate_size=hidden_size,
+            intermediate_size=intermediate_size,
             num_attention_heads=heads,
             num_key_value_heads=heads,
             dropout=dropout,

@@ -23,6 +23,8 @@ class Llm(Protocol):
 
     embedding: nn.Embedding
 
+    def embed(self, input_ids: Tensor) -> Tensor: ...
+
 
 class TokenMixture(nn.Module):
     """Each token becomes a mean of the vocabulary's embeddings, weighted by how near it is to each, so that it lies
@@ -37,9 +39,17 @@ class TokenMixture(nn.Module):
         self.norm = nn.LayerNorm(llm_width)
         self.sharpness = nn.Parameter(torch.tensor(math.log(sharpness)))
         self._embedding: tuple[nn.Embedding, ...] = ()  # in a tuple, so that it is no child of this part
+        self.length = 1.0
+        """Of an embedding as the language model reads it, in lengths of its row in the table."""
 
     def attach(self, llm: Llm) -> None:
         self._embedding = (llm.embedding,)
+        weight = llm.embedding.weight
+        if weight.device.type != "meta":
+            with torch.no_grad():  # Gemma's kind gives embeddings that are longer than the rows of its table
+                some = torch.arange(min(64, len(weight)), device=weight.device)
+                given = torch.linalg.vector_norm(llm.embed(some).float())
+                self.length = float(given / torch.linalg.vector_norm(weight[some].float()).clamp(min=1e-9))
 
     def forward(
         self, text: Tensor, batch: Batch, streams: Mapping[str, Tokens], side: Literal["left", "right"]
@@ -52,4 +62,5 @@ class TokenMixture(nn.Module):
         """[N, T, D] -> [N, T, D]"""
         words = self._embedding[0].weight.to(features.dtype)  # [V, D]
         near = normalize(self.norm(features), dim=2) @ normalize(words, dim=1).T  # [N, T, V]
-        return torch.softmax(self.sharpness.exp() * near.float(), dim=2).to(words.dtype) @ words
+        shares = torch.softmax(self.sharpness.exp() * near.float(), dim=2).to(words.dtype)
+        return self.length * (shares @ words)

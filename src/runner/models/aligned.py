@@ -22,6 +22,8 @@ class Aligned(nn.Module):
         super().__init__()
         self.encoder = cast(nn.Module, encoder)
         self.aligner = cast(nn.Module, aligner)
+        if hasattr(aligner, "term_weights"):
+            aligner.term_weights = {}  # its part of the loss was phase 1's
         self.preprocess = encoder.preprocess
         self.width = width
 

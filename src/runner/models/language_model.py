@@ -59,8 +59,14 @@ class LanguageModel(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The decoder's layers."""
-        count = self.base.config.get_text_config().num_hidden_layers
+        """The decoder's layers, each called with [B, M, D]."""
+        config = self.base.config.get_text_config()
+        if getattr(config, "altup_num_inputs", 1) > 1:
+            raise Mistake(
+                f"llm: the layers of {self.family} carry several copies of a text, so no fusion can work inside it. "
+                "Choose one at the input, by fusion=prefix for instance."
+            )
+        count = config.num_hidden_layers
         lists = (one for one in self.base.modules() if isinstance(one, nn.ModuleList) and len(one) == count)
         found = next(lists, None)
         if found is None:

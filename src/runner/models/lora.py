@@ -128,8 +128,15 @@ def is_linear(module: nn.Module) -> bool:
 def check_targets(model: nn.Module, targets: list[str]) -> None:
     """Raises `Mistake` for a name that no linear layer of the model ends with: PEFT passes over it in silence."""
     ends = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if is_linear(module)})
-    lines = []
+    lines = [] if targets else [f"lora.target_modules is empty. Name some of {', '.join(ends)}, or set all-linear."]
+    not_called = WEIGHTS_READ.get(getattr(getattr(model, "config", None), "model_type", ""), ())
     for target in targets:
+        if target in not_called:
+            lines.append(
+                f"lora.target_modules: {target} of {type(model).__name__} is read and never called, so an adapter on "
+                "it would learn nothing. Leave it out."
+            )
+            continue
         matched = [module for name, module in model.named_modules() if name and f".{name}".endswith(f".{target}")]
         if not any(isinstance(module, ADAPTABLE) or is_linear(module) for module in matched):
             hint = did_you_mean(target, ends, otherwise=f"; its linear layers are {', '.join(ends)}.")
