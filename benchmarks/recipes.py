@@ -39,6 +39,12 @@ class Recipe:
     lower_is_better: bool = False
     split: str | None = None
     """Evaluated by `runner evaluate` after training, with the last checkpoint; null: training's own evaluation."""
+    phase_1: tuple[str, ...] = ()
+    """Words of a run with the same seed before this one, which names its folder `$PHASE_1`."""
+    rows: str | None = None
+    """The module of benchmarks/ that makes the rows, in a folder that the words name `$ROWS`, of the set in $DATA."""
+    longest: int = 90
+    """Seconds that a run may take on two cores."""
 
     def reached(self, figure: float) -> bool:
         assert self.bar is not None

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.processes import ROOT, start
 from benchmarks.recipes import RECIPES, Recipe
 from benchmarks.report import machine, write_section
-from benchmarks.results_page import BEGIN, END, LONGEST, page
+from benchmarks.results_page import BEGIN, END, page
 
 SEEDS = (0, 1, 2)
 DOCS = ROOT / "docs" / "RESULTS.md"
@@ -38,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> None:
             continue
         runs = [run(recipe, seed, given.data, given.out, given.threads) for seed in SEEDS]
         measured[recipe.name] = {
-            "words": list(recipe.words), "machine": machine(), "threads": given.threads, "runs": runs,
+            "words": words_of(recipe), "machine": machine(), "threads": given.threads, "runs": runs,
         }  # fmt: skip
         if not given.trial:  # after each recipe: what was measured outlives a later one that fails
             write(measured)
@@ -70,8 +70,13 @@ def data_folder() -> Path:
 def kept(file: Path) -> dict[str, Any]:
     """What was measured before with a command that is still the recipe's."""
     measured: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    words = {recipe.name: list(recipe.words) for recipe in RECIPES}
+    words = {recipe.name: words_of(recipe) for recipe in RECIPES}
     return {name: one for name, one in measured.items() if one["words"] == words.get(name)}
+
+
+def words_of(recipe: Recipe) -> list[str]:
+    """Of all its runs."""
+    return [*recipe.phase_1, *recipe.words]
 
 
 def write(measured: Mapping[str, Any]) -> None:
@@ -81,8 +86,11 @@ def write(measured: Mapping[str, Any]) -> None:
 
 def missing(recipe: Recipe, data: Path) -> str | None:
     """The first path of a recipe that this machine lacks, as the recipe writes it."""
-    paths = [word.partition("=")[2] for word in recipe.words if "$" in word]
-    return next((path for path in paths if not Path(in_place(path, data)).exists()), None)
+    paths = [word.partition("=")[2] for word in (*recipe.phase_1, *recipe.words) if "$" in word]
+    paths += [f"$DATA/data/{recipe.source}"] if recipe.rows else []
+    made = ("$ROWS", "$PHASE_1")
+    there = (path for path in paths if not path.startswith(made))
+    return next((path for path in there if not Path(in_place(path, data)).exists()), None)
 
 
 def in_place(word: str, data: Path) -> str:
@@ -98,20 +106,29 @@ def minilm() -> str:
 def run(recipe: Recipe, seed: int, data: Path, out: Path, threads: int) -> dict[str, Any]:
     """One process; its seconds count from its start to its end."""
     folder = (out / recipe.name / f"seed-{seed}").resolve()
-    shutil.rmtree(folder, ignore_errors=True)  # a run does not begin in the folder of another
-    words = [in_place(word, data) for word in recipe.words]
-    load, began = os.getloadavg()[0], time.monotonic()  # load: processes that wanted a core in the last minute
-    start(["runner", "train", *words, f"seed={seed}", "tracker=none", f"hydra.run.dir={folder}"], threads)
-    seconds = time.monotonic() - began
+    phase_1, rows = folder.with_name(f"{folder.name}-phase-1"), folder.with_name("rows")
+    if recipe.rows is not None:
+        shutil.rmtree(rows, ignore_errors=True)
+        start([f"benchmarks.{recipe.rows}", str(data / "data" / recipe.source), str(rows)], threads)
+    load, taken = os.getloadavg()[0], []  # load: processes that wanted a core in the last minute
+    for words, place in ((recipe.phase_1, phase_1), (recipe.words, folder)):
+        if words:
+            shutil.rmtree(place, ignore_errors=True)  # a run does not begin in the folder of another
+            given = [in_place(one, data).replace("$PHASE_1", str(phase_1)).replace("$ROWS", str(rows)) for one in words]
+            began = time.monotonic()
+            start(["runner", "train", *given, f"seed={seed}", "tracker=none", f"hydra.run.dir={place}"], threads)
+            taken.append(time.monotonic() - began)
     figures = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["last"]
     if recipe.split is not None:
         start(["runner", "evaluate", f"run={folder}", "at=last", f"evaluate.split={recipe.split}"], threads)
         evaluation = folder / "evaluations" / f"{recipe.split}.json"
         figures = json.loads(evaluation.read_text(encoding="utf-8"))["metrics"]
     figure = statistics.mean(figures[name] for name in recipe.metric.split(", "))
-    slow = f", more than the {LONGEST} s that a run may take" if seconds > LONGEST else ""
-    print(f"{recipe.name}, seed {seed}: {recipe.metric} {figure:.4f}, {seconds:.0f} s{slow}", flush=True)
-    return {"seed": seed, "figure": figure, "seconds": seconds, "load_before": load}
+    slow = f", more than the {recipe.longest} s that a run may take" if max(taken) > recipe.longest else ""
+    told = " + ".join(f"{one:.0f}" for one in taken)
+    print(f"{recipe.name}, seed {seed}: {recipe.metric} {figure:.4f}, {told} s{slow}", flush=True)
+    first = {"phase_1_seconds": taken[0]} if recipe.phase_1 else {}
+    return {"seed": seed, "figure": figure, **first, "seconds": taken[-1], "load_before": load}
 
 
 if __name__ == "__main__":

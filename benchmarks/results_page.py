@@ -13,8 +13,6 @@ from benchmarks.recipes import SOURCES, Recipe, Source
 from benchmarks.report import counted, table
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-LONGEST = 90
-"""Seconds that a run may take on two cores."""
 COLUMNS = ("recipe", "metric", "bar", "seeds", "median", "result", "seconds a run", "baselines")
 QUOTED = "*?[]{}() "
 """Characters that a shell would take for its own."""
@@ -43,7 +41,7 @@ def row(recipe: Recipe, one: Mapping[str, Any] | None) -> tuple[str, ...]:
         " / ".join(f"{figure:.4f}" for figure in figures),
         f"{median(figures):.4f}",
         result(recipe, figures),
-        " / ".join(seconds(run["seconds"]) for run in one["runs"]),
+        " / ".join(seconds(run, recipe.longest) for run in one["runs"]),
         recipe.baselines,
     )
 
@@ -59,13 +57,17 @@ def result(recipe: Recipe, figures: Sequence[float]) -> str:
     return "reached" if recipe.reached(median(figures)) else "**missed**"
 
 
-def seconds(taken: float) -> str:
-    return f"{taken:.0f}" if taken <= LONGEST else f"**{taken:.0f}** (over {LONGEST})"
+def seconds(run: Mapping[str, Any], longest: int) -> str:
+    """Of each of its phases."""
+    taken = [run[name] for name in ("phase_1_seconds", "seconds") if name in run]
+    return " + ".join(f"{one:.0f}" if one <= longest else f"**{one:.0f}** (over {longest})" for one in taken)
 
 
 def details(recipe: Recipe, one: Mapping[str, Any] | None) -> list[str]:
     scored = f"Scored on {recipe.scored}. {recipe.tuned}"
-    commands = [command(recipe)]
+    rows = [f"python -m benchmarks.{recipe.rows} $DATA/data/{recipe.source} $ROWS"] if recipe.rows else []
+    first = [command(recipe.phase_1, "hydra.run.dir=$PHASE_1")] if recipe.phase_1 else []
+    commands = [*rows, *first, command(recipe.words)]
     if recipe.split is not None:
         commands.append(f"runner evaluate run=DIR at=last evaluate.split={recipe.split}")
     return [f"## {recipe.name}", "", " ".join([scored, *conditions(one)]), "", "```", *commands, "```"]
@@ -79,9 +81,9 @@ def conditions(one: Mapping[str, Any] | None) -> list[str]:
     return [f"Measured on {threads} of {where['cpu_count']} CPU cores, Python {where['python']}, {versions}."]
 
 
-def command(recipe: Recipe) -> str:
+def command(given: Sequence[str], *more: str) -> str:
     """A run with the first seed, as a reader types it."""
-    words = [quoted(word) for word in (*recipe.words, "seed=0", "tracker=none")]
+    words = [quoted(word) for word in (*given, "seed=0", "tracker=none", *more)]
     lines = ["runner train"]
     for word in words:  # lines of a page, not of a screen
         if len(lines[-1]) + len(word) > 110:

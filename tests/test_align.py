@@ -220,7 +220,7 @@ def test_vectors_that_are_all_the_same_find_nothing() -> None:
         (["train.micro_batch_size=4"], "Align compares a step's rows with each other, and 2 micro-batches would not"),
         (["train.batch_size=1"], "train.batch_size=1: Align compares a step's rows with each other"),
         (["model.temperature=0.005"], "model.temperature: 0.005 is wrong; it must be a number, at least 0.01"),
-        (["projector=null"], "encoder.image has no projector. Set projector=mlp or another."),
+        (["projector=null"], "encoder.image has no projector. Set projector=mlp or projector/image=mlp."),
         (["fusion=pooled_concat"], "fusion: model=align has no such seat"),
         (["model.class_aware=true", "data.fields.label=_none"], "_none"),
         (["checkpoint.monitor=val/accuracy"], "val/recall_at_5"),

@@ -27,7 +27,9 @@ ROOMS = {
         "trained", "evaluate_run", "generate", "predictor",
     ),
     "run": ("session", "resume", "recording", "restoring"),
-    "build": ("build", "answering", "labelling", "seats", "inventory", "offers", "model_parts"),
+    "build": (
+        "build", "answering", "labelling", "alignment", "seats", "inventory", "offers", "model_parts",
+    ),
     "composition": (
         "config", "menu", "complaints", "overrides", "quoting", "resolving", "sweep",
         "schema", "targets", "signatures", "annotations", "combinations", "saved_config",
@@ -42,7 +44,7 @@ ROOMS = {
     "checkpoint": ("checkpoint",),
     "optimizer": ("optimizer", "schedule"),
     "machine": ("run_folder", "folders", "terminal", "precision", "signals", "peers"),
-    "ground": ("protocols", "records", "settings", "fingerprint", "pretrained", "resampler", "spelling"),
+    "ground": ("protocols", "records", "settings", "chosen", "fingerprint", "pretrained", "resampler", "spelling"),
 }  # fmt: skip
 """Room: its modules, below `runner`."""
 
@@ -50,7 +52,7 @@ MAY_IMPORT = {
     "front": {"composition", "machine", "ground"},  # verbs by name only, when one is called
     "verbs": {"run", "build", "composition", "models", "data", "machine", "ground"},
     "run": {"build", "composition", "checkpoint", "machine", "ground"},
-    "build": {"composition", "models", "data", "trackers", "ground"},
+    "build": {"composition", "models", "data", "trackers", "checkpoint", "ground"},
     "composition": {"ground"},
     "models": {"ground"},
     "encoders": {"ground"},
@@ -75,9 +77,10 @@ HOMES = {
     "comet_ml": {"trackers.comet"},
     "hydra": {"front", "composition"},
     "omegaconf": {"front", "composition"},
-    "transformers": {"models", "encoders", "projectors", "pretrained", "resampler"},
+    "transformers": {"models", "encoders", "projectors", "fusion", "pretrained", "resampler"},
     "peft": {"models", "encoders"},
     "tokenizers": {"models", "encoders"},
+    "bitsandbytes": {"models.quantization"},
 }
 """Third party: the rooms or files that may import it; for type checkers alone, any may."""
 
@@ -276,8 +279,9 @@ def test_what_checks_a_config_is_quick_to_import() -> None:
 
 
 def test_every_third_party_is_declared() -> None:
-    """What a file imports is a core dependency of its own, not something that another package happens to bring."""
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    """What a file imports is a dependency of its own, not something that another package happens to bring."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["quantization"]]
     names = {normalized(re.split(r"[<>=!~;\[ ]", requirement)[0]) for requirement in declared}
     roots = {one.name.partition(".")[0] for imports in IMPORTS.values() for one in imports}
     third_parties = roots - sys.stdlib_module_names - {"runner"}

@@ -207,7 +207,7 @@ def test_hydras_pages(capsys: pytest.CaptureFixture[str], here: Path) -> None:
         "train --cfg hydra": "launcher:",
         "train --info defaults": "encoder/image",
         "train --info searchpath": "file://",
-        "train --help": "fusion: gated, interleave, perceiver",
+        "train --help": "fusion: cross_attention, film, gated",
         "train --hydra-help": "--multirun",
         "show --cfg job": "show:",
     }

@@ -26,10 +26,16 @@ NEEDS: dict[str, list[str]] = {
     "encoder/image/hf_vision": ["encoder.image.path=weights"],
     "encoder/text/hf_text": ["encoder.text.path=weights"],
     "llm/pretrained": ["llm.path=weights"],
+    "experiment/trimodal_align": ["data.path=rows.jsonl"],
+    "experiment/trimodal_instruct": ["data.path=rows.jsonl"],
     "evaluate": ["run=run"],
     "generate": ["run=run"],
 }
 """What an option asks for (`???`): values with which it is whole."""
+
+BESIDE = {"quantization/int8": ["llm=smollm2_135m", "lora=default"]}
+BESIDE["quantization/nf4"] = BESIDE["quantization/int8"]
+"""Other options without which an option is refused."""
 
 
 @pytest.fixture
@@ -45,7 +51,8 @@ def override_of(option: Path) -> str:
 
 def composed_with(option: Path) -> Composed:
     steps = ["train.max_steps=1"] if option.parts[0] in ("data", "model") else []  # without the default experiment
-    return compose("train", [override_of(option), *steps, *NEEDS.get(option.with_suffix("").as_posix(), [])])
+    name = option.with_suffix("").as_posix()
+    return compose("train", [override_of(option), *steps, *NEEDS.get(name, []), *BESIDE.get(name, [])])
 
 
 def test_the_folder_is_found() -> None:
@@ -98,7 +105,8 @@ def test_each_missing_value_is_asked_for() -> None:
     for option in OPTIONS:
         nodes = yaml.safe_load((CONF / option).read_text(encoding="utf-8"))
         asked[option.with_suffix("").as_posix()] = [key for key, value in nodes.items() if value == "???"]
-    assert {option for option, keys in asked.items() if keys} == {name for name in NEEDS if "/" in name}
+    parts = {name for name in NEEDS if "/" in name and not name.startswith("experiment/")}
+    assert {option for option, keys in asked.items() if keys} == parts
     for option, keys in asked.items():
         if keys:
             with pytest.raises(Mistake) as told:

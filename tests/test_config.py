@@ -252,3 +252,23 @@ def test_what_is_saved_can_be_read_back() -> None:
     saved = OmegaConf.create(composed.saved)
     assert OmegaConf.to_container(saved, resolve=True) == composed.tree
     assert "hydra" not in saved
+
+
+def test_a_projector_for_one_modality(my_conf: Path) -> None:
+    both = ("encoder/audio=spectrogram", "projector/audio=perceiver", "projector.audio.tokens=3")
+    tree = compose("projector=linear", *both).tree["projector"]
+    assert tree["_target_"].endswith("Linear") and "tokens" not in tree
+    assert tree["audio"]["_target_"].endswith("Perceiver") and tree["audio"]["tokens"] == 3
+    assert "audio" not in compose(both[0], "projector/audio=null").tree["projector"]
+    for sign in ("", "+", "++"):
+        assert compose(f"{sign}projector/image=linear").tree["projector"]["image"]["_target_"].endswith("Linear")
+
+
+def test_an_experiment_may_give_one_modality_a_projector(tmp_path: Path) -> None:
+    defaults = "[/projector@projector.audio: linear, override /encoder/audio: spectrogram]"
+    text = f"# @package _global_\ndefaults: {defaults}\ntrain: {{max_steps: 3}}\n"
+    folder = write(tmp_path, {"experiment/mine.yaml": text})
+    assert compose("experiment=mine", config_dir=folder).tree["projector"]["audio"]["_target_"].endswith("Linear")
+    other = compose("experiment=mine", "projector/audio=mlp", config_dir=folder)
+    assert other.tree["projector"]["audio"]["_target_"].endswith("Mlp")
+    assert "audio" not in compose("experiment=mine", "projector/audio=null", config_dir=folder).tree["projector"]

@@ -70,6 +70,10 @@ MODELS: dict[str, tuple[Any, Any]] = {
     ),
 }
 TOWERS = {"clip": "vision_model"}
+GRIDS: dict[str, tuple[int, int] | None] = {
+    "vit": (2, 2), "clip": (2, 2), "clip_vision": (2, 2), "siglip": (2, 2), "dinov2": (2, 2),
+    "mobilenet_v2": (1, 1), "resnet": (2, 2), "convnext": (2, 2), "swin": None,
+}  # fmt: skip
 
 
 def processor_of(family: str) -> Any:
@@ -115,9 +119,58 @@ def test_features_are_the_models_own(tmp_path: Path, family: str) -> None:
             own = model(**pixels).last_hidden_state
         own = own.flatten(2).transpose(1, 2) if own.dim() == 4 else own
         torch.testing.assert_close(tokens.features[k], own[0], atol=1e-5, rtol=1e-5)
+    assert tokens.grid == GRIDS[family]
+    if tokens.grid is not None:
+        assert_tokens_lie_on(encoder, inputs_of(encoder, pictures[:1])["pixel_values"], tokens.grid)
     assert encoder.files.keys() == {"model.safetensors"} and len(encoder.files["model.safetensors"]) == 64
     holder = nn.ModuleDict({"encoder": nn.ModuleDict({"image": encoder})})
     assert files_of(holder) == {"encoder.image": encoder.files}  # type: ignore[arg-type]
+
+
+def assert_tokens_lie_on(encoder: HfVision, pixels: torch.Tensor, grid: tuple[int, int]) -> None:
+    """A convolution's map is the grid itself; else a changed patch changes its own token's embedding alone."""
+    if encoder.gives_map:
+        features = encoder(pixel_values=pixels).features
+        own = encoder.model(pixel_values=pixels).last_hidden_state
+        torch.testing.assert_close(features.unflatten(1, grid), own.permute(0, 2, 3, 1))
+    else:
+        assert_patches_lie_on(encoder, pixels, grid)
+
+
+def assert_patches_lie_on(encoder: HfVision, pixels: torch.Tensor, grid: tuple[int, int]) -> None:
+    def embedded(pixel_values: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = encoder.model(pixel_values=pixel_values, output_hidden_states=True).hidden_states[0]
+        return states
+
+    before = embedded(pixels)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            other = pixels.clone()
+            other[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 1
+            changed = ((embedded(other) - before).abs().amax((0, 2)) > 1e-5).nonzero().flatten().tolist()
+            assert changed == [before.shape[1] - grid[0] * grid[1] + row * grid[1] + column]
+
+
+def test_a_grid_is_given_where_it_is_sure(tmp_path: Path) -> None:
+    """Not square, behind registers; not of tokens that stand for the whole, nor before tokens of no patch."""
+    wide = tf.Dinov2WithRegistersModel(
+        tf.Dinov2WithRegistersConfig(**VIT, image_size=24, patch_size=8, num_register_tokens=3)
+    )
+    wide.save_pretrained(tmp_path / "wide")
+    tf.BitImageProcessorPil(do_resize=False, crop_size={"height": 16, "width": 24}).save_pretrained(tmp_path / "wide")
+    encoder = encoder_of(tmp_path / "wide")
+    inputs = inputs_of(encoder, [picture(1)])
+    tokens = encoder(**inputs)
+    assert tokens.grid == (2, 3) and tokens.features.shape[1] == 1 + 3 + 6
+    assert_patches_lie_on(encoder, inputs["pixel_values"], (2, 3))
+    for pool in ("mean", "cls"):
+        assert encoder_of(tmp_path / "wide", pool=pool)(**inputs).grid is None
+    yolos = tf.YolosModel(tf.YolosConfig(**VIT, image_size=[24, 24], patch_size=8, num_detection_tokens=2))
+    yolos.save_pretrained(tmp_path / "yolos")
+    tf.ViTImageProcessorPil(size={"height": 24, "width": 24}).save_pretrained(tmp_path / "yolos")
+    behind = encoder_of(tmp_path / "yolos")
+    tokens = behind(**inputs_of(behind, [picture(1)]))
+    assert tokens.features.shape[1] == 1 + 9 + 2 and tokens.grid is None
 
 
 def test_preprocessing_is_small_and_travels(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from runner import training
-from runner.models.instruct import Instruct
 from runner.run_folder import read_status
 
 SMALL = [
@@ -118,17 +117,20 @@ def test_one_process_may_lack_what_the_other_has(pictures: Path, tmp_path: Path)
 
 def in_float64(rank: int) -> None:
     """Build every part in float64. (GPT-2: other families compute their norms in float32 whatever they are given.)"""
-    build, move = training.build, Instruct._move
+    build = training.build
 
     def doubled(*arguments: Any, **named: Any) -> Any:
         parts = build(*arguments, **named)
         parts.objective.double()
+        for encoder in parts.objective.encoder.values():
+            encoder.register_forward_pre_hook(in_doubles, with_kwargs=True)
         return parts
 
-    def moved(self: Instruct, tensor: torch.Tensor) -> torch.Tensor:
-        return move(self, tensor.double() if tensor.is_floating_point() else tensor)
+    training.build = doubled
 
-    training.build, Instruct._move = doubled, moved  # type: ignore[method-assign]
+
+def in_doubles(encoder: Any, given: tuple[Any, ...], named: dict[str, torch.Tensor]) -> tuple[Any, dict[str, Any]]:
+    return given, {name: one.double() if one.is_floating_point() else one for name, one in named.items()}
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def batch_of(rows: list[tuple[int, list[tuple[str, int]]]]) -> tuple[Batch, torc
             mask[:, -1] = name == "image"  # the last token of a sound is padding
             tokens[name] = Tokens(features.reshape(-1, count, 1).expand(-1, -1, WIDTH), mask)
             streams[name] = Stream({}, places[name])
-    batch = Batch([], torch.zeros_like(labels), labels, [length for length, _ in rows], streams, [], [])
+    batch = Batch([], labels.clamp(min=0) + 7, labels, [length for length, _ in rows], streams, [], [])
     return batch, text, tokens
 
 
@@ -53,7 +53,7 @@ def test_every_row_is_its_text_with_the_items_at_their_places(rows, side) -> Non
     batch, text, tokens = batch_of(rows)
     fused = Interleave()(text, batch, tokens, side)
     for row, length in enumerate(batch.lengths):
-        expected: list[tuple[float, int, int]] = []  # feature, attended, label
+        expected: list[tuple[float, int, int, int]] = []  # feature, attended, label, id
         items = sorted(
             (place, rank, name, k)
             for name, stream in batch.streams.items()
@@ -64,14 +64,16 @@ def test_every_row_is_its_text_with_the_items_at_their_places(rows, side) -> Non
             for place, _, name, k in items:
                 if place == position:
                     features, mask = tokens[name].features[k, :, 0], tokens[name].mask[k]
-                    expected += [(float(f), int(m), IGNORED) for f, m in zip(features, mask, strict=True)]
+                    expected += [(float(f), int(m), IGNORED, IGNORED) for f, m in zip(features, mask, strict=True)]
             if position < length:
-                expected.append((float(text[row, position, 0]), 1, int(batch.labels[row, position])))
-        padding = [(0.0, 0, IGNORED)] * (fused.embeddings.shape[1] - len(expected))
+                label, token = int(batch.labels[row, position]), int(batch.input_ids[row, position])
+                expected.append((float(text[row, position, 0]), 1, label, token))
+        padding = [(0.0, 0, IGNORED, IGNORED)] * (fused.embeddings.shape[1] - len(expected))
         expected = padding + expected if side == "left" else expected + padding
         assert fused.embeddings[row, :, 0].tolist() == [one[0] for one in expected]
         assert fused.attention_mask[row].tolist() == [one[1] for one in expected]
         assert fused.labels[row].tolist() == [one[2] for one in expected]
+        assert fused.input_ids[row].tolist() == [one[3] for one in expected]
         attended = fused.position_ids[row][fused.attention_mask[row] == 1]
         assert attended.tolist() == list(range(len(attended)))
     assert fused.embeddings.shape[1] == max(int(mask.shape[0]) for mask in fused.attention_mask)

@@ -28,6 +28,7 @@ from transformers import (
 
 from runner.models.byte_tokenizer import byte_tokenizer
 from runner.models.freeze import keep_frozen
+from runner.models.head_check import check_head
 from runner.models.llm import LanguageModel, Pretrained
 from runner.models.lora import Lora
 from runner.protocols import IGNORED, Decoding, Fault, Mistake
@@ -87,7 +88,7 @@ def test_loss_at_labelled_positions_is_the_families_own(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_check_at_build_passes_the_family(family: str) -> None:
-    LanguageModel(model_of(family), {"model.safetensors": "hash"}).check_head()
+    check_head(LanguageModel(model_of(family), {"model.safetensors": "hash"}))
 
 
 def test_embeddings_in_give_the_same_loss_as_ids() -> None:
@@ -108,14 +109,14 @@ class TwiceQwen2(Qwen2ForCausalLM):
 def test_a_family_with_another_loss_is_refused_by_name() -> None:
     torch.manual_seed(0)
     with pytest.raises(Fault, match="TwiceQwen2"):
-        LanguageModel(TwiceQwen2(Qwen2Config(**SHAPE)), {"model.safetensors": "hash"}).check_head()
+        check_head(LanguageModel(TwiceQwen2(Qwen2Config(**SHAPE)), {"model.safetensors": "hash"}))
 
 
 def test_a_model_that_looks_ahead_is_refused_by_name() -> None:
     torch.manual_seed(0)
     config = BertConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
     with pytest.raises(Mistake, match="in BertLMHeadModel a token sees those that come after it"):
-        LanguageModel(BertLMHeadModel(config), {"model.safetensors": "hash"}).check_head()
+        check_head(LanguageModel(BertLMHeadModel(config), {"model.safetensors": "hash"}))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_a_folder_that_is_not_whole_is_told(tmp_path: Path, file: str, content: 
     byte_tokenizer().save_pretrained(tmp_path)
     place = tmp_path / file
     place.write_bytes(place.read_bytes()[:5000] if content is None else content)
-    source = Pretrained(str(tmp_path), "float32", True)
+    source = Pretrained(str(tmp_path), "float32", True, None, False)
     with pytest.raises(Mistake) as raised:
         source.tokenizer(), source.width(), source.load()
     assert str(raised.value).startswith(f"llm.path={tmp_path}: ")
@@ -148,7 +149,7 @@ def test_weights_that_are_not_finite_are_told(tmp_path: Path) -> None:
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
     model.save_pretrained(tmp_path)
     with pytest.raises(Mistake, match="model.layers.0.mlp.up_proj.weight holds NaN or infinity"):
-        Pretrained(str(tmp_path), "float32", True).load()
+        Pretrained(str(tmp_path), "float32", True, None, False).load()
 
 
 def test_greedy_answers_in_a_batch_are_those_one_by_one() -> None:
@@ -175,7 +176,7 @@ def test_answers_are_greedy_whatever_the_folder_says(tmp_path: Path) -> None:
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.temperature = None
     model.save_pretrained(tmp_path)
-    again = LanguageModel(Pretrained(str(tmp_path), "float32", True).load().eval(), {})
+    again = LanguageModel(Pretrained(str(tmp_path), "float32", True, None, False).load().eval(), {})
     assert again.generate(Decoding(12), [], 0, **prompt) == greedy
 
 
@@ -197,8 +198,15 @@ def test_what_is_frozen_stays_in_evaluation_mode() -> None:
     assert torch.equal(model.part(x), model.part(x)) and torch.equal(model.part[1].running_mean, before)
 
 
-def lora(targets: str | list[str], init: str | None = None, r: int = 4, dropout: float = 0.0) -> Lora:
-    return Lora(r=r, alpha=8, dropout=dropout, target_modules=targets, init=init)
+def lora(
+    targets: str | list[str],
+    init: str | None = None,
+    r: int = 4,
+    dropout: float = 0.0,
+    rs: bool = False,
+    do: bool = False,
+) -> Lora:
+    return Lora(r=r, alpha=8, dropout=dropout, target_modules=targets, use_rslora=rs, use_dora=do, init=init)
 
 
 def test_lora_trains_adapters_alone_and_changes_nothing_at_first() -> None:
@@ -238,3 +246,27 @@ def test_lora_starts_from_a_saved_adapter(tmp_path) -> None:  # type: ignore[no-
     assert {module.p for module in again.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
     with pytest.raises(Mistake, match="r=4, the config 8. Set lora.r=4"):
         lora(["q_proj"], init=str(tmp_path), r=8).apply(model_of("qwen2"))
+
+
+@pytest.mark.parametrize(("rs", "do"), [(True, False), (False, True), (True, True)])
+def test_rslora_and_dora_are_pefts(rs: bool, do: bool) -> None:
+    adapted = lora(["q_proj"], rs=rs, do=do).apply(model_of("qwen2"))
+    layer = adapted.base_model.model.model.layers[0].self_attn.q_proj
+    assert layer.scaling["default"] == (8 / 4**0.5 if rs else 8 / 4)
+    magnitudes = [one for name, one in adapted.named_parameters() if "lora_magnitude_vector" in name]
+    assert len(magnitudes) == (2 if do else 0) and all(one.requires_grad for one in magnitudes)
+    if do:  # the norm of each output's weights, at first
+        torch.testing.assert_close(magnitudes[0], layer.base_layer.weight.norm(dim=1))
+
+
+def test_an_adapter_to_start_from_is_of_the_same_variant(tmp_path: Path) -> None:
+    lora(["q_proj"], do=True).apply(model_of("qwen2")).save_pretrained(tmp_path)
+    again = lora(["q_proj"], init=str(tmp_path), do=True).apply(model_of("qwen2"))
+    assert any("lora_magnitude_vector" in name for name, one in again.named_parameters() if one.requires_grad)
+    with pytest.raises(Mistake, match="use_dora=true, the config false. Set lora.use_dora=true"):
+        lora(["q_proj"], init=str(tmp_path)).apply(model_of("qwen2"))
+    with pytest.raises(Mistake, match="use_rslora=false, the config true. Set lora.use_rslora=false"):
+        lora(["q_proj"], init=str(tmp_path), rs=True, do=True).apply(model_of("qwen2"))
+    lora(["q_proj"], rs=True).apply(model_of("qwen2")).save_pretrained(tmp_path / "rs")
+    scaled = lora(["q_proj"], init=str(tmp_path / "rs"), rs=True).apply(model_of("qwen2"))
+    assert scaled.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] == 4.0

@@ -195,11 +195,21 @@ class Encoder(Thumbnail):
 
 
 class Projector(nn.Module):
-    def __init__(self, encoder_width: int, llm_width: int) -> None:
+    def __init__(self, encoder_width: int, llm_width: int, wrong: str) -> None:
         super().__init__()
+        self.wrong = wrong
+        self.layer = nn.Linear(encoder_width, llm_width)
+        self.term_weights = {"size": 0.1} if wrong == "vector" else {}
 
     def forward(self, tokens):
-        return tokens
+        features, mask = self.layer(tokens.features), tokens.mask
+        each = features.mean((1, 2))
+        return {
+            "width": tokens,
+            "grid": Tokens(features, mask, (2, 3)),
+            "terms": Tokens(features, mask, terms={"size": each}),
+            "vector": Tokens(features, mask, terms={"size": each.sum()}),
+        }[self.wrong]
 
 
 class Fusion(nn.Module):
@@ -212,8 +222,10 @@ class Fusion(nn.Module):
     def forward(self, text, batch, streams, side):
         ones = torch.ones(text.shape[:2], dtype=torch.long)
         if self.wrong == "labels":
-            return Fused(text, ones, ones, torch.full_like(batch.labels, -100))
-        return Fused(text, ones.bool(), ones, batch.labels)
+            return Fused(text, ones, ones, torch.full_like(batch.labels, -100), batch.input_ids)
+        if self.wrong == "ids":
+            return Fused(text, ones, ones, batch.labels, batch.input_ids + 1)
+        return Fused(text, ones.bool(), ones, batch.labels, batch.input_ids)
 
 
 class Pooled(nn.Module):
@@ -306,8 +318,12 @@ OWN = ["model=wrong", "data=wrong"]
         (["wrong=width"], "encoder.image gave Tokens(features=float32 [1, 1, 5]"),
         (["wrong=rank"], "encoder.image gave Tokens(features=float32 [1, 8]"),
         (["projector=wrong"], "projector (of encoder.image) gave Tokens(features=float32 [1, 1, 64]"),
+        (["projector=wrong", "projector.wrong=grid"], "(of encoder.image) gave the grid (2, 3) for 1 tokens; it must"),
+        (["projector=wrong", "projector.wrong=terms"], "gave the terms size and its term_weights have none; they must"),
+        (["projector=wrong", "projector.wrong=vector"], "gave float32 [] as its term size; it must give a number an"),
         (["fusion=wrong", "fusion.wrong=labels"], "fusion labels 0 positions of a row that has"),
         (["fusion=wrong", "fusion.wrong=mask"], "fusion gave Fused(embeddings=float32 [1, "),
+        (["fusion=wrong", "fusion.wrong=ids"], "fusion gave input_ids that are not the text's in its order"),
         (["wrong=tensor", *CLASSES], f"encoder.image gave float32 [1, 1, 8]; {ENCODER_GIVES}"),
         (["fusion=wrong_pooled", *CLASSES], "fusion gave float32 [1, 4]; it must give floating-point numbers [1, 3]."),
         ([*OWN, "model.wrong=counts"], "model: counts gave a float; it must give a number for each term"),
@@ -347,7 +363,7 @@ def test_a_part_that_gives_what_it_should_not_is_named(
     (conf / "wrong_parts.py").write_text(WRONG)
     for file, target, more in (
         ("encoder/image/wrong", "Encoder", "wrong: none"),
-        ("projector/wrong", "Projector", ""),
+        ("projector/wrong", "Projector", "wrong: width"),
         ("fusion/wrong", "Fusion", "wrong: none"),
         ("fusion/wrong_pooled", "Pooled", ""),
         ("data/wrong", "Source", "wrong: nothing"),

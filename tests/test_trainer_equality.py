@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    adapted = Lora(4, 8, 0.0, ["q_proj", "v_proj"], None).apply(model)
+    adapted = Lora(4, 8, 0.0, ["q_proj", "v_proj"], False, False, None).apply(model)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
@@ -80,7 +80,7 @@ def losses_of_trainer(folder: Path, with_lora: bool) -> list[float]:
 
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     if with_lora:
-        model = Lora(4, 8, 0.0, ["q_proj", "v_proj"], str(folder / "adapter")).apply(model)
+        model = Lora(4, 8, 0.0, ["q_proj", "v_proj"], False, False, str(folder / "adapter")).apply(model)
     arguments = TrainingArguments(
         output_dir=str(folder / "hf"),
         max_steps=STEPS,

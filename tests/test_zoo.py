@@ -49,7 +49,11 @@ LOADED: dict[str, tuple[str, str, Callable[[Path], Path]]] = {
     "hf_series patchtsmixer": ("series", "hf_series", lambda folder: pretrained_series(folder, "patchtsmixer")),
 }
 OBJECTIVES = ("instruct", "classify", "regress", "align")
-NEVER_USED = ("fusion.normalized.absent.", "encoder.series.patch_embedding.mask_embedding")
+NEVER_USED = (
+    "fusion.normalized.absent.",
+    "fusion.projected.normalized.absent.",
+    "encoder.series.patch_embedding.mask_embedding",
+)
 """What stands for a modality that a row lacks, and for a patch of missing values: these rows lack nothing."""
 
 
@@ -96,7 +100,7 @@ def words_of(modality: str, option: str, settings: list[str], objective: str) ->
 
 
 def two_steps(
-    words: list[str], rows: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], rows: Path, run: Path, monkeypatch: pytest.MonkeyPatch, steps: int = 2
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """The trained objective, and its parameters and buffers as they were before."""
     seen: list[Parts] = []
@@ -110,7 +114,13 @@ def two_steps(
         return parts
 
     monkeypatch.setattr(training, "build", watched)
-    common = ["data=jsonl", f"data.path={rows}/train.jsonl", "tracker=none", "train.max_steps=2", "train.batch_size=6"]
+    common = [
+        "data=jsonl",
+        f"data.path={rows}/train.jsonl",
+        "tracker=none",
+        f"train.max_steps={steps}",
+        "train.batch_size=6",
+    ]
     common += ["optimizer.lr=1e-2", "optimizer.weight_decay=0.1", "schedule=constant", f"hydra.run.dir={run}"]
     runner.train([*words, *common])
     return cast(nn.Module, seen[0].objective), before

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from runner.inventory import Component, components_of
+from runner.inventory import Component, adapted_by, components_of
 from runner.terminal import listed
 
 PARAMETER_COLUMNS = ("component", "kind", "trainable", "frozen")
@@ -27,11 +27,13 @@ def announce(session: Session) -> None:
     for split, report in session.parts.lengths.items():
         terminal.say(f"Data, {split}: {describe(report)}")
     terminal.say(computing(session.precision))
+    for sentence in session.parts.notes:
+        terminal.say(sentence)
     terminal.say("")
     terminal.table(
         "Parameters",
         PARAMETER_COLUMNS,
-        parameter_rows(components_of(session.parts.objective)),
+        parameter_rows(components_of(session.parts.objective), adapted_by(session.parts.objective)),
         PARAMETER_COLUMNS[2:],
     )
     for part in session.parts.model_parts:
@@ -53,8 +55,13 @@ def computing(active: ActivePrecision) -> str:
     return f"Precision: {active.requested}, matrix products in {computed} on {active.device}."
 
 
-def parameter_rows(components: Sequence[Component]) -> list[tuple[str, ...]]:
-    rows = [(one.name, one.kind, f"{one.trainable:,}", f"{one.frozen:,}") for one in components]
+def parameter_rows(components: Sequence[Component], adapted: Sequence[Component]) -> list[tuple[str, ...]]:
+    """A row for each component; under LoRA's, one for each of its patterns."""
+    rows: list[tuple[str, ...]] = []
+    for one in components:
+        rows.append((one.name, one.kind, f"{one.trainable:,}", f"{one.frozen:,}"))
+        if one.name == "lora":
+            rows += [(f"  {part.name}", part.kind, f"{part.trainable:,}", f"{part.frozen:,}") for part in adapted]
     trainable, frozen = sum(one.trainable for one in components), sum(one.frozen for one in components)
     return [*rows, ("all", f"{trainable / (trainable + frozen):.2%} trains", f"{trainable:,}", f"{frozen:,}")]
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+from torch import nn
+
 from runner import config, settings
+from runner.alignment import Alignment, aligned_encoders, memory_of, told
 from runner.config import Composed
 from runner.data.chat import ChatFormat, prompt_of
 from runner.data.collate import Collate
 from runner.data.length import LengthReport, check_answers_fit, fit
 from runner.data.rows import check_modalities, with_text
 from runner.models.freeze import keep_frozen
+from runner.models.head_check import check_head
 from runner.models.initialization import seeded
 from runner.models.llm import LanguageModel, LanguageModelSource, check_fits
+from runner.models.recomputing import recompute_layers
 from runner.offers import check_gives, check_offers
 from runner.protocols import Encoder, Example, InputFusion, Mistake, Objective, Projector, Row
-from runner.seats import Learner, build_encoders, build_projectors, read_splits, seat
+from runner.seats import Learner, build_encoders, build_projectors, check_asks, read_splits, seat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +37,11 @@ class Frame:
 
     source: LanguageModelSource
     encoders: Mapping[str, Encoder]
+    widths: Mapping[str, int]
+    """What projectors are given, by modality."""
     fusion: InputFusion | None
+    alignment: Alignment | None = None
+    """Where the encoders are those of an earlier run."""
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -71,39 +80,61 @@ class Frame:
         return Collate(preprocess, self.chat.tokenizer.pad_token_id)
 
 
-def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
-    """Raises `Mistake` for whatever config and rows have wrong."""
-    frame = build_frame(composed)
+def build_learner(composed: Composed, predict_rows: int | None, memory: Mapping[str, Any] | None) -> Learner:
+    """Raises `Mistake` for whatever config and rows have wrong. `memory`: of the checkpoint that is gone on from."""
+    frame = build_frame(composed, memory)
     texts = read_texts(composed, frame)
     prompts = frame.prompts(texts.examples.get("val", [])[:predict_rows])
     check_answers_fit(prompts, composed.tree["model"].get("max_new_tokens"), frame.takes)
     collate = frame.collate()
     llm = build_llm(composed, frame.source)
-    projectors = build_projectors(composed, frame.encoders, llm.width)
+    attach_fusion(composed, frame.fusion, llm)
+    projectors = build_projectors(composed, frame.widths, llm.width)
     check_gives(frame.encoders, projectors, frame.fusion, llm, collate, texts.examples["train"])
     objective = build_objective(composed, frame, llm, projectors, frame.chat)
-    return Learner(objective, texts.examples, prompts, texts.lengths, collate)
+    kept, notes = memory_of(frame.alignment), told(frame.alignment)
+    return Learner(objective, texts.examples, prompts, texts.lengths, collate, kept, notes)
 
 
 def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -> Objective:
-    """Without rows; `memory` is what the objective kept of them."""
+    """Without rows."""
     llm = build_llm(composed, frame.source)
+    attach_fusion(composed, frame.fusion, llm)
     return build_objective(
-        composed, frame, llm, build_projectors(composed, frame.encoders, llm.width), frame.chat, memory
+        composed, frame, llm, build_projectors(composed, frame.widths, llm.width), frame.chat, memory
     )
 
 
 def skeleton(composed: Composed) -> Objective:
-    """Shapes without weights, tokenizer or rows."""
-    frame = build_frame(composed)
+    """Shapes without weights, tokenizer or rows, and without the run that the encoders may be of."""
+    frame = bare_frame(composed)
     llm = LanguageModel(adapt(composed, frame.source, frame.source.skeleton()), {})
-    return build_objective(composed, frame, llm, build_projectors(composed, frame.encoders, llm.width), None)
+    attach_fusion(composed, frame.fusion, llm)
+    return build_objective(composed, frame, llm, build_projectors(composed, frame.widths, llm.width), None)
 
 
-def build_frame(composed: Composed) -> Frame:
+def build_frame(composed: Composed, memory: Mapping[str, Any] | None) -> Frame:
+    """`memory`: of a checkpoint whose weights will be put back; None where the model starts."""
+    if composed.tree["model"].get("aligner") is None:
+        return frame_of(composed, build_encoders(composed))
+    encoders, alignment = aligned_encoders(composed, memory)
+    return replace(frame_of(composed, encoders), alignment=alignment)
+
+
+def bare_frame(composed: Composed) -> Frame:
+    """What rows and shapes need, without what encoders take from another run."""
+    model, frame = composed.tree["model"], frame_of(composed, build_encoders(composed))
+    if model.get("aligner") is None:
+        return frame
+    for encoder in frame.encoders.values():
+        cast(nn.Module, encoder).requires_grad_(False)
+    return replace(frame, widths=dict.fromkeys(frame.encoders, model["aligner_width"]))
+
+
+def frame_of(composed: Composed, encoders: Mapping[str, Encoder]) -> Frame:
     source: LanguageModelSource = seat(composed, "llm")
-    encoders = build_encoders(composed)
-    return Frame(source, encoders, build_fusion(composed, encoders, source.width()))
+    widths = {name: encoder.width for name, encoder in encoders.items()}
+    return Frame(source, encoders, widths, build_fusion(composed, encoders, source.width()))
 
 
 @dataclass(frozen=True)
@@ -128,8 +159,9 @@ def read_texts(composed: Composed, frame: Frame) -> Texts:
 def build_llm(composed: Composed, source: LanguageModelSource) -> LanguageModel:
     """Load or make the language model, put LoRA on it, and check that the head at labelled positions is its own."""
     files = source.files()
+    quantization = seat(composed, "quantization")
     with seeded(composed.tree["seed"], "llm"):
-        model = source.load()
+        model = source.load() if quantization is None else source.load(quantization)
     check_fits(model, source)
     llm = LanguageModel(adapt(composed, source, model), files)
     low = [name for name, one in llm.named_parameters() if one.requires_grad and one.dtype.itemsize < 4]
@@ -138,7 +170,9 @@ def build_llm(composed: Composed, source: LanguageModelSource) -> LanguageModel:
             f"llm.dtype: {len(low)} tensors that train are not float32 ({low[0]}). Set llm.dtype=float32, or use LoRA."
         )
     if files:
-        llm.check_head()
+        check_head(llm)
+    if source.gradient_checkpointing:
+        recompute_layers(llm)
     return llm
 
 
@@ -170,8 +204,10 @@ def build_fusion(composed: Composed, encoders: Mapping[str, Encoder], llm_width:
     """None without an encoder. Raises `Mistake` when there is one and no fusion."""
     if not encoders:
         return None
+    given = {"llm_width": llm_width, "modalities": list(encoders)}
+    check_asks(composed, "fusion", given, "fusion=prefix, or another that puts items among a text or beside it")
     with seeded(composed.tree["seed"], "fusion"):
-        fusion = seat(composed, "fusion", llm_width=llm_width, modalities=list(encoders))
+        fusion = seat(composed, "fusion", **given)
     if fusion is None:
         raise Mistake(
             f"encoder.{next(iter(encoders))} needs a fusion with the language model. Set fusion=prefix or another."
@@ -180,3 +216,11 @@ def build_fusion(composed: Composed, encoders: Mapping[str, Encoder], llm_width:
     if fusion.placement not in PLACEMENTS:
         raise Mistake(f"fusion: placement is {fusion.placement!r}; it must be one of {', '.join(PLACEMENTS)}.")
     return fusion
+
+
+def attach_fusion(composed: Composed, fusion: InputFusion | None, llm: LanguageModel) -> None:
+    """Show the language model, with its LoRA, to a fusion that works inside it or needs its embeddings."""
+    attach = getattr(fusion, "attach", None)
+    if attach is not None:
+        with seeded(composed.tree["seed"], "fusion.layers"):
+            attach(llm)

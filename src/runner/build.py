@@ -6,6 +6,7 @@ weights from the run's seed and its own name, so that adding a part does not cha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -63,10 +64,13 @@ class Parts(Learner):
     rows (`memory`): a resumed run must have the same."""
 
 
-def build(composed: Composed, tracks: bool) -> Parts:
-    """`tracks`: whether this process feeds the trackers. Raises `Mistake` for whatever config and rows have wrong."""
+def build(composed: Composed, memory: Mapping[str, Any] | None, tracks: bool) -> Parts:
+    """`memory`: of the checkpoint that the run goes on from; `tracks`: whether this process feeds the trackers.
+
+    Raises `Mistake` for whatever config and rows have wrong.
+    """
     given = read_settings(composed)
-    learner = kind_of(composed).build_learner(composed, given.evaluation.predict_rows)
+    learner = kind_of(composed).build_learner(composed, given.evaluation.predict_rows, memory)
     check_split(given, learner)
     check_counts(learner.objective, learner.collate(learner.examples["train"][:1]))
     check_monitor(given, learner)
@@ -83,7 +87,7 @@ def build(composed: Composed, tracks: bool) -> Parts:
         fingerprints={
             "data": data_fingerprint(learner.examples["train"]),
             "files": files_of(learner.objective),
-            "memory": getattr(learner.objective, "memory", dict)(),
+            "memory": dict(learner.memory),
         },
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,7 +18,7 @@ from runner.spelling import did_you_mean, nearest
 
 Tree = Mapping[str, Any]
 
-OBJECTIVE_SEATS = ("encoder", "projector", "fusion", "llm", "lora")
+OBJECTIVE_SEATS = ("encoder", "projector", "fusion", "llm", "lora", "quantization")
 """Seats that an objective's YAML lists when it knows them."""
 
 
@@ -30,6 +31,7 @@ def check_combinations(tree: Tree, choices: Mapping[str, str], objective_seats: 
     yield from local_is_one_process(tree, choices)
     yield from precision_on_device(tree)
     yield from seats_of_objective(tree, choices, objective_seats)
+    yield from quantization_has_its_parts(tree)
     yield from files_exist(tree)
 
 
@@ -45,6 +47,11 @@ def count(tree: Tree, path: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
+def reads_no_rows(tree: Tree) -> bool:
+    """Whether all that is asked for are shapes, which with a language model depend on no row."""
+    return at(tree, "show.part") == "parameters" and tree.get("llm") is not None
+
+
 def name_is_a_folder(tree: Tree) -> Iterator[str]:
     name = tree.get("name")
     if isinstance(name, str) and (not name.strip(". ") or "/" in name or "\0" in name or len(name.encode()) > 200):
@@ -56,6 +63,8 @@ def steps_or_epochs(tree: Tree) -> Iterator[str]:
         return
     steps, epochs = at(tree, "train.max_steps"), at(tree, "train.epochs")
     if steps is None and epochs is None:
+        if "show" in tree:  # nothing trains
+            return
         yield "train.max_steps and train.epochs are both null. Set exactly one of them."
     elif count(tree, "train.max_steps") and count(tree, "train.epochs"):
         yield f"train.max_steps={steps} and train.epochs={epochs} are both set. Set exactly one and the other to null."
@@ -149,6 +158,23 @@ def seats_of_objective(tree: Tree, choices: Mapping[str, str], listed: Sequence[
 
 def no_such_seat(seat: str, objective: str | None, listed: Sequence[str]) -> str:
     return f"{seat}: model={objective} has no such seat; it has {', '.join(listed)}. Take it away or change the model."
+
+
+def quantization_has_its_parts(tree: Tree) -> Iterator[str]:
+    if tree.get("quantization") is None or not isinstance(tree.get("llm"), Mapping):
+        return
+    if at(tree, "llm._target_") == "runner.models.llm.Tiny":
+        yield (
+            "quantization: the weights of llm=tiny are drawn, so there is no file to quantise. Set quantization=none, "
+            "or llm=pretrained."
+        )
+    if tree.get("lora") is None:
+        yield "quantization: weights that are quantised cannot train, and there is no adapter. Set lora=default."
+    if find_spec("bitsandbytes") is None:
+        yield (
+            "quantization needs bitsandbytes, which is not installed. Install it by "
+            "pip install 'multimodal-runner[quantization]', or set quantization=none."
+        )
 
 
 def files_exist(tree: Tree) -> Iterator[str]:

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from runner.combinations import OBJECTIVE_SEATS, check_combinations, no_such_seat
+from runner.combinations import OBJECTIVE_SEATS, check_combinations, no_such_seat, reads_no_rows
 from runner.complaints import yaml_mistake
 from runner.menu import Menu, has_key
 from runner.overrides import Given, read_override
@@ -95,7 +95,7 @@ def refuse_sweeps(given: list[Given], report: Report) -> None:
     """Take out what Hydra would ask -m for."""
     for one in [one for one in given if one.is_sweep]:
         report.composition.append(
-            f"{one.text} is several values. Add -m to sweep over them, or write a list: {one.key}=[a,b]."
+            f"{one.typed} is several values. Add -m to sweep over them, or write a list: {one.name}=[a,b]."
         )
         given.remove(one)
 
@@ -163,11 +163,11 @@ class Composer:
             if one.is_removal:
                 below = [f"{key}=null" for key in choices if key.startswith(f"{one.key}/") and choices[key]]
                 if below and one.key not in choices:
-                    report.composition.append(f"{one.text}: {one.key} holds several options. Write {' '.join(below)}.")
+                    report.composition.append(f"{one.typed}: {one.key} holds several options. Write {' '.join(below)}.")
                 one.text = f"~{one.key}" if choices.get(one.key) is not None else ""
             elif one.is_deletion and not one.is_group and "." not in one.key:
                 report.composition.append(
-                    f"{one.text}: {one.key} cannot be taken away; only the option of a group can."
+                    f"{one.typed}: {one.key} cannot be taken away; only the option of a group can."
                 )
                 one.text = ""
             elif not (one.is_group or one.is_hydra or one.is_deletion) and not has_key(base, one.key):
@@ -198,6 +198,8 @@ class Composer:
         report.composition += self.menu.unknown_fields(tree, choices)
         seats = self.menu.objective_seats(choices.get("model"))
         report.values += check_combinations(tree, choices, seats)
+        if reads_no_rows(tree):
+            report.values = [line for line in report.values if not line.startswith("data.path")]
         return Composed(tree, OmegaConf.to_yaml(task), choices, self.plugin_folders)
 
     def _wrong_group(self, one: Given) -> str | None:
@@ -208,12 +210,12 @@ class Composer:
             hint = did_you_mean(one.key, groups, otherwise=f"; there are {', '.join(groups)}.")
             return f"{one.key}: no such config group{hint}"
         if self.verb in TOPS and not one.is_hydra and one.key not in ("precision", "data"):
-            return f"{one.text}: that is as the run was trained; runner {self.verb} takes it from the run's config."
+            return f"{one.typed}: that is as the run was trained; runner {self.verb} takes it from the run's config."
         for option in one.options:
             if one.is_sweep and option == "null":
-                return f"{one.key}: null cannot be one of several options. Run it apart, by {one.key}=null."
-            if not self._repository.config_exists(f"{one.key}/{option}"):
-                return self.menu.no_such_option(one.key, option)
+                return f"{one.name}: null cannot be one of several options. Run it apart, by {one.name}=null."
+            if not self._repository.config_exists(f"{one.group}/{option}"):
+                return self.menu.no_such_option(one.group, option, one.name)
         return None
 
     def _base(self, groups: list[Given], given: list[Given], report: Report) -> DictConfig:
@@ -250,7 +252,7 @@ class Composer:
         if isinstance(error.__cause__, yaml.YAMLError):
             report.composition.append(yaml_mistake(error.__cause__))
             return False
-        match = re.match(r"(?:Multiple values for )?([\w/]+)(?:\.| appears more than once)", text)
+        match = re.match(r"(?:Multiple values for )?([\w/@.]+?)(?:\. | appears more than once)", text)
         if match and match[1] in by_key and by_key[match[1]].text.startswith("+"):
             by_key[match[1]].text = by_key[match[1]].text.lstrip("+")  # it has an option already: another one is chosen
             return True
@@ -271,14 +273,14 @@ class Composer:
 
     def _not_in_defaults(self, one: Given, given: Sequence[Given]) -> str:
         if one.is_deletion:
-            return f"{one.text}: there is nothing at {one.key} to take away."
-        seat = one.key.partition("/")[0]
+            return f"{one.typed}: there is nothing at {one.name} to take away."
+        seat = one.group.partition("/")[0]
         chosen = [other.options[0] for other in given if other.key == "model" and other.options]
         objective = chosen[-1] if chosen else None
         listed = self.menu.objective_seats(objective)
         if seat in OBJECTIVE_SEATS and listed is not None and seat not in listed:
             return no_such_seat(seat, objective, listed)
-        return f"{one.key}: nothing of this name is in the config yet. Add it by +{one.text}."
+        return f"{one.name}: nothing of this name is in the config yet. Add it by +{one.typed}."
 
     def _told_by_hydra(self, error: HydraException, text: str, given: Sequence[Given]) -> str:
         """A mistake in a YAML file's defaults list."""
@@ -286,7 +288,7 @@ class Composer:
         group, _, option = missing.rpartition("/")
         if not group or not self._repository.group_exists(group):
             return self.menu.unreadable(error, given)
-        for name in [f"{one.key}/{chosen}" for one in given for chosen in one.options]:
+        for name in [f"{one.group}/{chosen}" for one in given for chosen in one.options]:
             loaded = self._repository.load_config(name)
             if loaded and any(str(getattr(one, "value", None)) == option for one in loaded.defaults_list or ()):
                 return f"{name}.yaml: {self.menu.no_such_option(group, option)}"

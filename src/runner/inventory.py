@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +40,35 @@ def components_of(objective: Objective) -> list[Component]:
         Component(
             name,
             kind,
-            trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-            frozen=sum(parameter.numel() for parameter in parameters if not parameter.requires_grad),
+            trainable=sum(weights_in(parameter) for parameter in parameters if parameter.requires_grad),
+            frozen=sum(weights_in(parameter) for parameter in parameters if not parameter.requires_grad),
         )
         for name, (kind, parameters) in groups.items()
     ]
+
+
+def weights_in(parameter: nn.Parameter) -> int:
+    """Of one in 4 bits, too, whose tensor holds two in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
+
+
+def adapted_by(objective: Objective) -> list[Component]:
+    """Of LoRA, what each of its patterns matched: how many modules, and the parameters of their adapters."""
+    modules = dict(cast(nn.Module, objective).named_modules())
+    config = next((one.peft_config["default"] for one in modules.values() if "peft_config" in vars(one)), None)
+    found = []
+    for pattern in sorted(getattr(config, "target_modules", None) or ()):
+        matched = [
+            [weight for key, weight in module.named_parameters() if "lora_" in key]
+            for name, module in modules.items()
+            if f".{name}".endswith(f".{pattern}") and hasattr(module, "base_layer")
+        ]
+        count = f"{len(matched):,} module{'s' if len(matched) != 1 else ''}"
+        weights = [weight for some in matched for weight in some]
+        trainable = sum(weight.numel() for weight in weights if weight.requires_grad)
+        found.append(Component(pattern, count, trainable, sum(weight.numel() for weight in weights) - trainable))
+    return found
 
 
 def parts_of(name: str, child: nn.Module) -> dict[str, nn.Module]:

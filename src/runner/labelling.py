@@ -16,8 +16,8 @@ from runner.data.rows import check_modalities, placeholder_names, with_text
 from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
 from runner.offers import check_offers, check_pools
-from runner.protocols import Encoder, Example, LabelObjective, Mistake, Objective, PooledFusion, Row
-from runner.seats import Learner, build_encoders, build_projectors, read_splits, seat
+from runner.protocols import Encoder, Example, LabelObjective, Mistake, Objective, PooledFusion, Projector, Row
+from runner.seats import Learner, build_encoders, build_projectors, check_asks, read_splits, seat
 from runner.targets import asked_by
 
 
@@ -32,6 +32,11 @@ class Frame:
     @property
     def modalities(self) -> list[str]:
         return list(self.encoders)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """E, by modality."""
+        return {name: encoder.width for name, encoder in self.encoders.items()}
 
     @property
     def takes(self) -> int | None:
@@ -59,34 +64,38 @@ class Frame:
         return Collate({name: encoder.preprocess for name, encoder in self.encoders.items()}, pad_id=0)
 
 
-def build_learner(composed: Composed, predict_rows: int | None) -> Learner:
-    """Raises `Mistake` for whatever config and rows have wrong."""
-    frame = build_frame(composed)
+def build_learner(composed: Composed, predict_rows: int | None, memory: Mapping[str, Any] | None) -> Learner:
+    """Raises `Mistake` for whatever config and rows have wrong. What a run that goes on kept of its rows (`memory`) is
+    told anew by them, so that other rows are found."""
+    frame = build_frame(composed, memory)
     examples = read_examples(composed, frame)
-    check_pools(frame.encoders, frame.fusion, frame.collate(), examples["train"])
-    objective = build_objective(composed, frame, rows=[one.row for one in examples["train"]])
+    projectors = own_projectors(composed, frame)
+    width = composed.tree["model"].get("width", 0)
+    check_pools(frame.encoders, projectors, width, frame.fusion, frame.collate(), examples["train"])
+    objective = build_objective(composed, frame, projectors, rows=[one.row for one in examples["train"]])
     for one in (one for split in examples.values() for one in split):
         objective.check_row(one.row)
     for split, some in examples.items():
         getattr(objective, "check_rows", lambda *_: None)(split, [one.row for one in some])
     lengths = {split: report_of(rows) for split, rows in examples.items()}
-    return Learner(objective, examples, examples.get("val", [])[:predict_rows], lengths, frame.collate())
+    kept: dict[str, Any] = getattr(objective, "memory", dict)()
+    return Learner(objective, examples, examples.get("val", [])[:predict_rows], lengths, frame.collate(), kept, ())
 
 
 def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -> Objective:
     """Without rows, by what the objective kept of them."""
-    return build_objective(composed, frame, rows=None, memory=memory)
+    return build_objective(composed, frame, own_projectors(composed, frame), rows=None, memory=memory)
 
 
 def skeleton(composed: Composed) -> Objective:
     """Shapes without weights; rows are read where the objective goes by them, by their classes for instance."""
-    frame = build_frame(composed)
+    frame = build_frame(composed, None)
     goes_by_rows = "rows" in asked_by_model(composed)
     rows = [one.row for one in read_examples(composed, frame)["train"]] if goes_by_rows else None
-    return build_objective(composed, frame, rows)
+    return build_objective(composed, frame, own_projectors(composed, frame), rows)
 
 
-def build_frame(composed: Composed) -> Frame:
+def build_frame(composed: Composed, memory: Mapping[str, Any] | None) -> Frame:
     encoders = build_encoders(composed)
     if not encoders:
         raise Mistake(
@@ -101,12 +110,24 @@ def asked_by_model(composed: Composed) -> set[str]:
 
 
 def build_fusion(composed: Composed, encoders: Mapping[str, Encoder]) -> PooledFusion:
+    given = {"widths": {name: encoder.width for name, encoder in encoders.items()}}
+    check_asks(composed, "fusion", given, "fusion=pooled_concat, or another that gives a vector a row")
     with seeded(composed.tree["seed"], "fusion"):
-        fusion = seat(composed, "fusion", widths={name: encoder.width for name, encoder in encoders.items()})
+        fusion = seat(composed, "fusion", **given)
     if fusion is None:
         raise Mistake("fusion is missing: encoders need one that gives a vector a row. Set fusion=pooled_concat.")
     check_offers(fusion, "fusion", PooledFusion)
     return cast(PooledFusion, fusion)
+
+
+def own_projectors(composed: Composed, frame: Frame) -> dict[str, Projector]:
+    """By modality; none for an objective that has no such seat."""
+    if "projectors" not in asked_by_model(composed):
+        return {}
+    width = composed.tree["model"].get("width")
+    if width is None:
+        raise Mistake("projector: model.width is missing, the width that projectors give. Add it to the model's YAML.")
+    return build_projectors(composed, frame.widths, width)
 
 
 def read_examples(composed: Composed, frame: Frame) -> dict[str, list[Example]]:
@@ -118,16 +139,14 @@ def read_examples(composed: Composed, frame: Frame) -> dict[str, list[Example]]:
 
 
 def build_objective(
-    composed: Composed, frame: Frame, rows: Sequence[Row] | None, memory: Mapping[str, Any] | None = None
+    composed: Composed,
+    frame: Frame,
+    projectors: Mapping[str, Projector],
+    rows: Sequence[Row] | None,
+    memory: Mapping[str, Any] | None = None,
 ) -> LabelObjective:
-    parts: dict[str, Any] = {"encoders": frame.encoders, "fusion": frame.fusion, "rows": rows, "memory": memory}
-    if "projectors" in asked_by_model(composed):
-        width = composed.tree["model"].get("width")
-        if width is None:
-            raise Mistake(
-                "projector: model.width is missing, the width that projectors give. Add it to the model's YAML."
-            )
-        parts["projectors"] = build_projectors(composed, frame.encoders, width)
+    parts: dict[str, Any] = {"encoders": frame.encoders, "projectors": projectors, "fusion": frame.fusion}
+    parts |= {"rows": rows, "memory": memory}
     with seeded(composed.tree["seed"], "model"):
         objective = seat(composed, "model", **parts)
     check_offers(objective, "model", Objective)

@@ -43,12 +43,13 @@ class Menu:
         self._known_groups = found
         return found
 
-    def no_such_option(self, group: str, option: str) -> str:
+    def no_such_option(self, group: str, option: str, typed: str | None = None) -> str:
         options = self._repository.get_group_options(group)
         if not options:
             below = [f"{name}={option}" for name in self.groups() if name.startswith(f"{group}/")]
             return f"{group}={option}: {group} holds several options. Write {' or '.join(below)}."
-        return f"{group}={option}: no such option{did_you_mean(option, options)} There are {', '.join(options)}."
+        hint = did_you_mean(option, options)
+        return f"{typed or group}={option}: no such option{hint} There are {', '.join(options)}."
 
     def objective_seats(self, objective: str | None) -> list[str] | None:
         """The seats that an objective's YAML lists."""
@@ -100,7 +101,7 @@ class Menu:
         """What an error says, with the chosen file that cannot be read by itself or leads back to itself."""
         if isinstance(error, yaml.YAMLError):
             return yaml_mistake(error)
-        chosen = [self._config_name, *(f"{one.key}/{option}" for one in given for option in one.options)]
+        chosen = [self._config_name, *(f"{one.group}/{option}" for one in given for option in one.options)]
         guilty = next((f"{name}.yaml: " for name in chosen if not is_readable(self._repository, name)), "")
         said = f"{reason(error)}.".replace("?.", "?")
         if guilty and guilty.removesuffix(".yaml: ") in said:

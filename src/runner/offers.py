@@ -76,10 +76,9 @@ def check_gives(
         batch = checked_batch(collate, example)
         streams = {}
         for name, tokens in encoded(encoders, batch).items():
-            streams[name] = RAISED if tokens is RAISED else called(projectors[name], tokens)
+            streams[name] = RAISED if tokens is RAISED else projected(name, projectors[name], tokens, llm.width)
             if streams[name] is RAISED:
                 return
-            check_tokens(f"projector (of encoder.{name})", streams[name], len(tokens.features), llm.width)
         fused = called(fusion, llm.embed(batch.input_ids.to(llm.embedding.weight.device)), batch, streams, "right")
         if fused is not RAISED:
             check_fused(fused, batch, llm.width)
@@ -87,13 +86,22 @@ def check_gives(
 
 @torch.no_grad()
 def check_pools(
-    encoders: Mapping[str, Encoder], fusion: PooledFusion | None, collate: Collate, examples: Sequence[Example]
+    encoders: Mapping[str, Encoder],
+    projectors: Mapping[str, Projector],
+    width: int,
+    fusion: PooledFusion | None,
+    collate: Collate,
+    examples: Sequence[Example],
 ) -> None:
-    """The same for an objective without a language model, and perhaps without a fusion."""
+    """The same for an objective without a language model, and perhaps without projectors, which give `width`, or a
+    fusion."""
     for example in first_with_each(encoders, examples):
         streams = encoded(encoders, checked_batch(collate, example))
         if RAISED in streams.values():
             return
+        for name, projector in projectors.items():
+            if name in streams:
+                projected(name, projector, streams[name], width)
         if fusion is None:
             continue
         vectors = {name: torch.zeros(1, encoder.width) for name, encoder in encoders.items()}
@@ -126,6 +134,19 @@ def encoded(encoders: Mapping[str, Encoder], batch: Batch) -> dict[str, Any]:
         if streams[name] is not RAISED:
             check_tokens(f"encoder.{name}", streams[name], len(stream.places), encoders[name].width)
     return streams
+
+
+def projected(name: str, projector: Projector, tokens: Tokens, width: int) -> Any:
+    """What a modality's projector gives, of `width`; RAISED if it raises. Its mistakes are told with the modality."""
+    part = f"projector (of encoder.{name})"
+    try:
+        given = called(projector, tokens)
+    except Mistake as error:
+        raise Mistake(f"{part}: {error}") from error
+    if given is not RAISED:
+        check_tokens(part, given, len(tokens.features), width)
+        check_terms(part, given.terms, getattr(projector, "term_weights", {}), len(tokens.features))
+    return given
 
 
 def check_splits(splits: Any) -> None:
@@ -162,6 +183,13 @@ def check_counts(objective: Objective, batch: Batch) -> None:
     counts = objective.counts(batch)
     if not isinstance(counts, dict) or not counts or not all(isinstance(one, int | float) for one in counts.values()):
         raise Mistake(f"model: counts gave {shown(counts)}; it must give a number for each term of the loss by name.")
+    parts = objective.modules() if isinstance(objective, nn.Module) else ()
+    lacks = sorted({name for part in parts for name in getattr(part, "term_weights", ())} - set(counts))
+    if lacks:
+        raise Mistake(
+            f"model: the projector has the term {lacks[0]} in its loss, and {type(objective).__name__} has no such "
+            "term. Set projector.weight=0 or another projector, or take it up as model=instruct does."
+        )
 
 
 def check_step(step: Any, counts: Mapping[str, float]) -> None:
@@ -227,29 +255,59 @@ def check_tokens(name: str, tokens: Any, count: int, width: int) -> None:
         or tokens.mask.shape != tokens.features.shape[:2]
     ):
         raise Mistake(f"{name} gave {shown(tokens)}; {expected} [{count}, T].")
+    if tokens.grid is not None and not is_grid(tokens.grid, tokens.features.shape[1]):
+        raise Mistake(
+            f"{name} gave the grid {tokens.grid!r} for {tokens.features.shape[1]} tokens; it must give rows and "
+            "columns, of no more tokens than there are, or None."
+        )
+
+
+def is_grid(grid: Any, count: int) -> bool:
+    whole = isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(one, int) and one > 0 for one in grid)
+    return whole and grid[0] * grid[1] <= count
+
+
+def check_terms(name: str, terms: Mapping[str, Any], weights: Mapping[str, float], count: int) -> None:
+    """Raises `Mistake` for parts of a projector's loss that are not those whose weights it has, a value an item."""
+    if set(terms) != set(weights):
+        raise Mistake(
+            f"{name} gave the terms {', '.join(terms) or 'none'} and its term_weights have "
+            f"{', '.join(weights) or 'none'}; they must have the same names."
+        )
+    for key, one in terms.items():
+        if not isinstance(one, Tensor) or not one.is_floating_point() or one.shape != (count,):
+            raise Mistake(
+                f"{name} gave {shown(one)} as its term {key}; it must give a number an item, float [{count}]."
+            )
 
 
 def check_fused(fused: Any, batch: Batch, width: int) -> None:
     rows = len(batch.ids)
     expected = (
-        f"it must give runner.protocols.Fused with embeddings [{rows}, M, {width}], and attention_mask, position_ids "
-        f"and labels int64 [{rows}, M], labels on the CPU"
+        f"it must give runner.protocols.Fused with embeddings [{rows}, M, {width}], and attention_mask, position_ids, "
+        f"labels and input_ids int64 [{rows}, M], labels and input_ids on the CPU"
     )
     if not isinstance(fused, Fused) or not all(isinstance(one, Tensor) for one in vars(fused).values()):
         raise Mistake(f"fusion gave {shown(fused)}; {expected}.")
     shape = fused.embeddings.shape
-    numbers = (fused.attention_mask, fused.position_ids, fused.labels)
+    numbers = (fused.attention_mask, fused.position_ids, fused.labels, fused.input_ids)
     if (
         len(shape) != 3
         or (shape[0], shape[2]) != (rows, width)
         or any(one.shape != shape[:2] or one.dtype != torch.int64 for one in numbers)
-        or fused.labels.device.type != "cpu"
+        or {fused.labels.device.type, fused.input_ids.device.type} != {"cpu"}
     ):
         raise Mistake(f"fusion gave {shown(fused)}; {expected}.")
     kept, learnt = int((fused.labels != IGNORED).sum()), int((batch.labels != IGNORED).sum())
     if kept != learnt:
         raise Mistake(
             f"fusion labels {kept} positions of a row that has {learnt} tokens to learn; it must label those."
+        )
+    text = [ids[:length] for ids, length in zip(batch.input_ids, batch.lengths, strict=True)]
+    if any(not torch.equal(own[own != IGNORED], ids) for own, ids in zip(fused.input_ids, text, strict=True)):
+        raise Mistake(
+            "fusion gave input_ids that are not the text's in its order; it must give those of the text, and IGNORED "
+            "where an item or padding stands."
         )
 
 
@@ -258,7 +316,8 @@ def shown(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, Tokens | Fused):
-        return f"{type(value).__name__}({', '.join(f'{name}={shown(one)}' for name, one in vars(value).items())})"
+        tensors = {name: one for name, one in vars(value).items() if name not in ("grid", "terms")}
+        return f"{type(value).__name__}({', '.join(f'{name}={shown(one)}' for name, one in tensors.items())})"
     if isinstance(value, Step):
         return f"Step({shown(value.terms)})"
     if isinstance(value, Term):

@@ -70,7 +70,12 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class Projector(Protocol):
-    """A `torch.nn.Module`. Its constructor is given `encoder_width` and `llm_width`."""
+    """A `torch.nn.Module`. Its constructor is given `encoder_width` and `llm_width`.
+
+    It may also have `shared`: whether one is for all modalities; and `term_weights`, by name the weights of parts of
+    the loss that are its own. Then the `terms` of the tokens that it gives have the same names, each a value an item;
+    an objective with projectors adds the mean over all modalities' items, as a term of that name.
+    """
 
     __call__: Callable[..., Tokens]
 
@@ -80,7 +85,11 @@ class Projector(Protocol):
 @runtime_checkable
 class InputFusion(Protocol):
     """A `torch.nn.Module` that puts the items' tokens among the text's. Its constructor may ask for `llm_width`
-    and `modalities`, those that have an encoder."""
+    and `modalities`, those that have an encoder.
+
+    It may also have `attach(llm)`, called once before the first forward with the language model, LoRA on it: its
+    `embedding` [V, D], and its `layers`, to put hooks on. What then works inside the model gives the text alone.
+    """
 
     placement: Literal["front", "placeholder"]
     """Whether items come before the first user text, or where their placeholders stand."""
@@ -89,7 +98,9 @@ class InputFusion(Protocol):
     def forward(
         self, text: Tensor, batch: Batch, streams: Mapping[str, Tokens], side: Literal["left", "right"]
     ) -> Fused:
-        """text [B, L, D]; streams by modality, each [N, T, D]. `side` is where padding goes: left for generation."""
+        """text [B, L, D]; streams by modality, each [N, T, D]. `side` is where padding goes: left for generation.
+
+        `Fused` has the labels and ids of the batch where its text went; `runner.fusion.splice` does all of it."""
         ...
 
 

@@ -112,6 +112,11 @@ class Tokens:
     """[N, T, E] from an encoder, [N, T, D] from a projector"""
     mask: Tensor
     """bool [N, T]"""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the picture that the last rows * columns tokens lie on, in reading order; class and register
+    tokens come before. None where tokens lie on no such grid."""
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    """Parts of the loss of the projector's own: float [N] each, a value an item."""
 
     def mean(self) -> Tensor:
         """[N, E], over the tokens that are no padding; zeros where there is none."""
@@ -131,6 +136,9 @@ class Fused:
     """int64 [B, M]"""
     labels: Tensor
     """int64 [B, M], on the CPU: which positions are learnt is known without asking the device."""
+    input_ids: Tensor
+    """int64 [B, M], on the CPU: the text's ids, IGNORED where an item or padding stands. Some language models embed
+    tokens in every layer, by their ids."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,8 @@ class Prediction:
     answer: str
     truth: str | None
     items: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    label: str | None = None
+    """The row's, where the answer is a text that should name it."""
     probabilities: Mapping[str, float] | None = None
     """Of each class, the most probable first, where the answer is one of some classes."""
     numbers: Mapping[str, np.ndarray] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +12,7 @@ from torch import nn
 
 from runner.checkpoint import own_tensors, restore, restore_optimizer
 from runner.folders import refuse_a_second_run
-from runner.protocols import CheckpointContent, Mistake
+from runner.protocols import CheckpointContent, Checkpointer, Mistake
 from runner.run_folder import read_json, run_of
 from runner.session import Progress
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from runner.build import Parts
     from runner.config import Composed
     from runner.recording import Recorder
+    from runner.settings import Run
 
 SILENT = (
     "resume", "force_resume", "name", "train.log_every", "train.log_level", "evaluation.samples", "data.workers",
@@ -96,10 +97,14 @@ class Start:
     sentences: tuple[str, ...]
     """What a person should hear."""
 
+    @property
+    def memory(self) -> Mapping[str, Any] | None:
+        """What the model kept of its rows, or of the run that it was built on."""
+        return self.content.state.get("memory", {}) if self.content else None
 
-def find_start(composed: Composed, folder: Path, parts: Parts) -> Start:
-    """Raises `Mistake` where resume names nothing usable, or the run there was trained on something else."""
-    given, checkpointer = parts.settings.run, parts.checkpointer
+
+def find_start(composed: Composed, folder: Path, given: Run, checkpointer: Checkpointer) -> Start:
+    """Raises `Mistake` where resume names nothing usable, or the run there was trained with another config."""
     if given.resume is None:
         refuse_a_second_run(folder)  # a sweep's folder may have been used before
         return Start(None, None, None, ())
@@ -125,7 +130,6 @@ def find_start(composed: Composed, folder: Path, parts: Parts) -> Start:
     content = checkpointer.load(path)
     origin = origin or run_of(path) or path.parent
     changes = told_changes(origin / "config.yaml", composed.saved, given.force_resume)
-    check_same(content, parts, path, given.force_resume)
     parent = path if origin.resolve() != folder.resolve() else None
     where = f"from {path} in a new run" if parent else f"in {folder}"
     sentences = [*passed_over, f"Goes on {where} after step {content.step}."]
@@ -134,18 +138,21 @@ def find_start(composed: Composed, folder: Path, parts: Parts) -> Start:
     return Start(content, path, parent, tuple(sentences))
 
 
-def check_same(content: CheckpointContent, parts: Parts, path: Path, force: bool) -> None:
+def check_same(start: Start, parts: Parts) -> None:
     """Raises `Mistake` when rows or frozen weights are not those of the checkpoint, unless forced."""
+    if start.content is None:
+        return
+    content = start.content
     names = {
         "data": "the training rows (or how they are rendered)",
         "files": "the frozen weights' files",
         "memory": "what the model keeps of the rows (classes, or scales and lengths)",
     }
     changed = [names[key] for key, value in parts.fingerprints.items() if content.state.get(key, {}) != value]
-    if changed and not force:
+    if changed and not parts.settings.run.force_resume:
         raise Mistake(
-            f"{path}: {' and '.join(changed)} are not those that it was trained with, so the run cannot go on exactly. "
-            "Put them back, start a new run, or set force_resume=true to go on all the same."
+            f"{start.path}: {' and '.join(changed)} are not those that it was trained with, so the run cannot go on "
+            "exactly. Put them back, start a new run, or set force_resume=true to go on all the same."
         )
 
 

@@ -31,6 +31,8 @@ MAY_BE_EMPTY = ("cluster",)
 """Seats whose shared settings do alone: cluster=local needs no engine."""
 BY_NAME = ("encoder", "tracker")
 """Seats that hold several parts, each in a node of its own: `encoder.image`."""
+MODALITIES = ("image", "audio", "text", "series")
+"""Those that every objective with encoders lists; a config may add its own."""
 Settings = TypeVar("Settings")
 
 
@@ -60,6 +62,13 @@ def section(node: Mapping[str, Any], kind: type[Settings]) -> Settings:
 def own_arguments(node: Mapping[str, Any], kind: type) -> dict[str, Any]:
     """What of a mixed node is not the shared settings': `_target_` and the part's own arguments."""
     return {name: value for name, value in node.items() if name not in fields_of(kind)}
+
+
+def projectors_of(tree: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The node of the projector for all modalities, if there is one, and those of single modalities by their names."""
+    node, encoders = tree.get("projector") or {}, tree.get("encoder") or {}
+    apart = {name: node[name] for name in dict.fromkeys((*MODALITIES, *encoders)) if name in node}
+    return {name: value for name, value in node.items() if name not in apart} or None, apart
 
 
 def fields_of(kind: type) -> dict[str, Any]:
@@ -105,6 +114,17 @@ class Check:
             elif name in BY_NAME:
                 for key, inner in node.items():
                     self._seat(f"{name}.{key}", inner, name, f"{name}/{key}" if name == "encoder" else name)
+            elif name == "projector":
+                shared, apart = projectors_of(tree)
+                if shared:
+                    self._seat(name, shared, name, name)
+                for modality, inner in apart.items():
+                    if inner is not None and not (tree.get("encoder") or {}).get(modality):
+                        self.lines.append(
+                            f"projector.{modality}: there is no encoder.{modality}. Choose one by "
+                            f"encoder/{modality}=OPTION, or take its projector away by projector/{modality}=null."
+                        )
+                    self._seat(f"{name}.{modality}", inner, name, f"{name}/{modality}")
             else:
                 self._seat(name, node, name, name)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,6 +25,9 @@ from runner.protocols import (
     RowSource,
     Stopped,
 )
+from runner.schema import projectors_of
+from runner.signatures import RUNTIME_ARGUMENTS
+from runner.targets import asked_by
 
 ITEM_FIELDS = ("image", "audio", "series")
 """The modalities of the row schema, whose fields hold items also where the model has no encoder for them."""
@@ -41,6 +44,10 @@ class Learner:
     """The val rows that are predicted, without what is to be found out."""
     lengths: Mapping[str, LengthReport]
     collate: Collate
+    memory: Mapping[str, Any]
+    """JSON that checkpoints keep: with it the model can be built where these rows are not."""
+    notes: tuple[str, ...]
+    """What a person should hear of it."""
 
 
 class Frame(Protocol):
@@ -103,6 +110,17 @@ def mixed_seat(composed: Composed, name: str, shared: type) -> Any:
     return build_node(composed, name, config.own_arguments(composed.tree[name], shared))
 
 
+def check_asks(composed: Composed, name: str, given: Iterable[str], instead: str) -> None:
+    """Raises `Mistake` where the part of a seat is for another kind of objective: it asks for what is not `given`."""
+    node = composed.tree.get(name)
+    if node is None:
+        return
+    foreign = asked_by(node, composed.plugin_folders) & set(RUNTIME_ARGUMENTS) - set(given)
+    if foreign:
+        names = ", ".join(sorted(foreign))
+        raise Mistake(f"{name}: {node['_target_']} asks for {names}, which it is not given here. Set {instead}.")
+
+
 def build_encoders(composed: Composed) -> dict[str, Encoder]:
     """By modality, in the config's order. Raises `Mistake` for a part that lacks what an encoder must offer."""
     encoders = {}
@@ -117,28 +135,32 @@ def build_encoders(composed: Composed) -> dict[str, Encoder]:
     return encoders
 
 
-def build_projectors(composed: Composed, encoders: Mapping[str, Encoder], width: int) -> dict[str, Projector]:
-    """By modality, to the `width` that they give; one for all where it is to be shared.
+def build_projectors(composed: Composed, widths: Mapping[str, int], width: int) -> dict[str, Projector]:
+    """By modality, from what comes in, `widths`, to the `width` that they give; one for all where it is to be shared.
 
-    Raises `Mistake` for an encoder without one, and for encoders of differing width that are to share one.
+    Raises `Mistake` for a modality without one, and for widths that differ where one is to be shared.
     """
+    node, apart = projectors_of(composed.tree)
     projectors: dict[str, Projector] = {}
-    for modality, encoder in encoders.items():
-        first = next(iter(projectors), None)
-        if first is not None and getattr(projectors[first], "shared", False):
-            if encoder.width != encoders[first].width:
+    shared: str | None = None  # the modality whose projector the later ones take
+    for modality, encoder_width in widths.items():
+        if shared is not None and modality not in apart:
+            if encoder_width != widths[shared]:
                 raise Mistake(
-                    f"projector.shared=true: encoder.{first} gives tokens of width {encoders[first].width} and "
-                    f"encoder.{modality} of {encoder.width}. Set it to false, or choose encoders of one width."
+                    f"projector.shared=true: encoder.{shared} gives tokens of width {widths[shared]} and "
+                    f"encoder.{modality} of {encoder_width}. Set it to false, or choose encoders of one width."
                 )
-            projectors[modality] = projectors[first]
+            projectors[modality] = projectors[shared]
             continue
+        own, name = (apart[modality], f"projector.{modality}") if modality in apart else (node, "projector")
+        if own is None:
+            raise Mistake(f"encoder.{modality} has no projector. Set projector=mlp or projector/{modality}=mlp.")
         with seeded(composed.tree["seed"], f"projector.{modality}"):
-            projector = seat(composed, "projector", encoder_width=encoder.width, llm_width=width)
-        if projector is None:
-            raise Mistake(f"encoder.{modality} has no projector. Set projector=mlp or another.")
-        check_offers(projector, "projector", Projector)
+            projector = build_node(composed, name, own, encoder_width=encoder_width, llm_width=width)
+        check_offers(projector, name, Projector)
         projectors[modality] = projector
+        if modality not in apart and getattr(projector, "shared", False):
+            shared = modality
     return projectors
 
 

@@ -13,7 +13,7 @@ from runner.announce import PARAMETER_COLUMNS, describe, parameter_rows
 from runner.build import skeleton
 from runner.config import Composed
 from runner.data.chat import ChatFormat
-from runner.inventory import Component, components_of
+from runner.inventory import Component, adapted_by, components_of
 from runner.protocols import IGNORED, Example, Mistake, Row
 from runner.settings import Show
 from runner.terminal import print_table
@@ -24,11 +24,15 @@ def show(composed: Composed) -> dict[str, Any]:
     given = config.section(composed.tree["show"], Show)
     console = Console(soft_wrap=True, highlight=False)
     if given.part == "parameters":
-        return show_parameters(console, components_of(skeleton(composed)))
+        objective = skeleton(composed)
+        counted = show_parameters(console, components_of(objective), adapted_by(objective))
+        if composed.tree["model"].get("aligner"):
+            console.print("Not counted: what model.aligner lays on the encoders, frozen.")
+        return counted
     if not composed.tree.get("llm"):
-        examples = labelling.read_examples(composed, labelling.build_frame(composed))
+        examples = labelling.read_examples(composed, labelling.build_frame(composed, None))
         return show_labels(console, {split: [one.row for one in some] for split, some in examples.items()}, given)
-    frame = answering.build_frame(composed)
+    frame = answering.bare_frame(composed)
     texts = answering.read_texts(composed, frame)
     shown = texts.examples[check_split(given.split, texts.examples)][: given.rows]
     console.print(f"{given.split}: {describe(texts.lengths[given.split])}", markup=False)
@@ -55,8 +59,8 @@ def show_labels(console: Console, rows: Mapping[str, Sequence[Row]], given: Show
     return {"split": given.split, "rows": [row.id for row in shown]}
 
 
-def show_parameters(console: Console, components: Sequence[Component]) -> dict[str, Any]:
-    print_table(console, "Parameters", PARAMETER_COLUMNS, parameter_rows(components), PARAMETER_COLUMNS[2:])
+def show_parameters(console: Console, components: Sequence[Component], adapted: Sequence[Component]) -> dict[str, Any]:
+    print_table(console, "Parameters", PARAMETER_COLUMNS, parameter_rows(components, adapted), PARAMETER_COLUMNS[2:])
     return {one.name: {"trainable": one.trainable, "frozen": one.frozen} for one in components}
 
 

@@ -29,6 +29,7 @@ ROOMS = {
     "fusion": "runner.fusion",
     "llm": "runner.models",
     "lora": "runner.models",
+    "quantization": "runner.models",
     "data": "runner.data",
     "tracker": "runner.trackers",
     "checkpoint": "runner.checkpoint",

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from runner.build import Settings, kind_of, read_settings
+from runner.chosen import choose
 from runner.inventory import files_of
 from runner.precision import start_accelerator
-from runner.restoring import choose, put_back
+from runner.restoring import put_back
 from runner.saved_config import read_run_config
 from runner.seats import build_checkpointer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from runner.chosen import Chosen
     from runner.config import Composed
     from runner.precision import ActivePrecision
     from runner.protocols import Objective
-    from runner.restoring import Chosen
     from runner.seats import Frame
 
 
@@ -48,8 +49,7 @@ class Trained:
 
     def load(self) -> Objective:
         """The model with the checkpoint's weights, on its device and in evaluation mode."""
-        memory = self.chosen.content.state.get("memory", {})
-        objective = kind_of(self.composed).build_trained(self.composed, self.frame, memory)
+        objective = kind_of(self.composed).build_trained(self.composed, self.frame, memory_of(self.chosen))
         put_back(self.chosen, objective, files_of(objective))
         cast(nn.Module, objective).to(self.accelerator.device).eval()
         return cast("Objective", objective)
@@ -63,4 +63,10 @@ def open_trained(asked: Mapping[str, Any], plugin_folders: Sequence[Path]) -> Tr
     given = read_settings(composed)
     chosen = choose(folder, asked["at"], build_checkpointer(composed))
     accelerator, precision = start_accelerator(given.precision, replace(given.cluster, num_processes=1))
-    return Trained(folder, composed, given, chosen, kind_of(composed).build_frame(composed), accelerator, precision)
+    frame = kind_of(composed).build_frame(composed, memory_of(chosen))
+    return Trained(folder, composed, given, chosen, frame, accelerator, precision)
+
+
+def memory_of(chosen: Chosen) -> Mapping[str, Any]:
+    """What the objective kept of its rows, and of the run that it was built on."""
+    return cast("Mapping[str, Any]", chosen.content.state.get("memory", {}))

@@ -34,8 +34,9 @@ from runner.peers import Peers
 from runner.precision import start_accelerator
 from runner.protocols import Fault, Mistake, RunDescription, Stopped
 from runner.recording import Recorder
-from runner.resume import continue_from, find_start, flat_config
+from runner.resume import check_same, continue_from, find_start, flat_config
 from runner.run_folder import open_run
+from runner.seats import build_checkpointer
 from runner.session import Anchored, Gate, Progress, Session, save
 from runner.signals import stop_on_signal
 from runner.terminal import Terminal, listed
@@ -56,10 +57,11 @@ def train(composed: Composed, folder: Path) -> dict[str, Any]:
         run = stack.enter_context(open_run(folder, peers.is_first))
         log_file = folder / ("train.log" if peers.is_first else f"logs/rank{peers.rank}.log")
         terminal = stack.enter_context(Terminal(log_file, given.train.log_level, peers.is_first))
-        parts = build(composed, tracks=peers.is_first)
-        start = find_start(composed, folder, parts)
+        start = find_start(composed, folder, given.run, build_checkpointer(composed))
         for sentence in start.sentences:
             terminal.say(sentence)
+        parts = build(composed, start.memory, tracks=peers.is_first)
+        check_same(start, parts)
         model, optimizer = accelerator.prepare(Anchored(parts.objective, check_step), parts.optimizer)
         progress, recorder = Progress(), Recorder(accelerator)
         if start.content is not None:

@@ -12,11 +12,16 @@ import torch
 from torch import Tensor
 
 from runner import pretrained
-from runner.encoders.loaded import LoadedEncoder
+from runner.encoders.loaded import LoadedEncoder, tokens_of
 from runner.protocols import Mistake, Tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+MOST_FIRST_TOKENS = 16
+"""Class and register tokens that a vision transformer may have before its patches."""
+OTHER_ORDER = ("vit_mae", "yolos")
+"""Families with patches in a random order, and with tokens of no patch at the end."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,21 @@ class HfVision(LoadedEncoder):
             # Convolutions keep the order of their input: with channels last, a picture of MobileNet or ResNet-18 takes
             # a CPU 0.8 to 0.9 times as long, forward and backward.
             inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
-        features = self.run(**inputs)
+        states = self.states(**inputs)
         mask = inputs.get("pixel_attention_mask")  # of families that cut a picture into a number of patches of its own
-        return self.pooled(features, None if mask is None else mask.bool())
+        grid = self.grid_of(states, inputs["pixel_values"]) if mask is None else None
+        return self.pooled(tokens_of(states), None if mask is None else mask.bool(), grid)
+
+    def grid_of(self, states: Tensor, pixel_values: Tensor) -> tuple[int, int] | None:
+        """Of the last hidden state: a convolution's map, or the patches of a vision transformer after a few tokens that
+        are of no patch. None where it is not sure: hierarchical families have fewer tokens than first patches."""
+        if states.dim() == 4:
+            return states.shape[2], states.shape[3]
+        size: Any = getattr(self.model.config, "patch_size", None)
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        whole = len(sides) == 2 and all(isinstance(one, int) for one in sides) and pixel_values.dim() == 4
+        if not whole or self.model.config.model_type in OTHER_ORDER:
+            return None
+        rows, columns = pixel_values.shape[2] // sides[0], pixel_values.shape[3] // sides[1]
+        first = states.shape[1] - rows * columns
+        return (rows, columns) if 0 <= first <= min(MOST_FIRST_TOKENS, rows * columns - 1) else None

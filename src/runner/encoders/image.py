@@ -5,6 +5,7 @@ Shapes: N pictures, C channels, H = W = size pixels, T patches, E width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -60,7 +61,8 @@ class Patch(nn.Module):
         self.width = hidden_size
         self.preprocess = PatchPreprocess(size, channels)
         self.patches = nn.Conv2d(channels, hidden_size, kernel_size=patch_size, stride=patch_size)
-        self.positions = nn.Parameter(torch.empty((size // patch_size) ** 2, hidden_size))
+        self.grid = (size // patch_size, size // patch_size)
+        self.positions = nn.Parameter(torch.empty(math.prod(self.grid), hidden_size))
         layer = nn.TransformerEncoderLayer(
             hidden_size, heads, 4 * hidden_size, dropout, activation="gelu", batch_first=True, norm_first=True
         )
@@ -74,4 +76,5 @@ class Patch(nn.Module):
         """pixels [N, C, H, W] -> [N, T, E]"""
         features = self.patches(pixels).flatten(2).transpose(1, 2) + self.positions
         features = self.layers(features)
-        return Tokens(features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device))
+        mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        return Tokens(features, mask, self.grid)

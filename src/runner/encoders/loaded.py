@@ -173,18 +173,23 @@ class LoadedEncoder(nn.Module):
 
     def run(self, **inputs: Tensor) -> Tensor:
         """The last hidden state as tokens [N, T, E], in float32 or finer; without a graph where the model is frozen."""
-        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            features = tokens_of(self.model(**self.cast(inputs, self.dtype)).last_hidden_state)
-        return features.to(torch.promote_types(features.dtype, torch.float32))
+        return tokens_of(self.states(**inputs))
 
-    def pooled(self, features: Tensor, mask: Tensor | None) -> Tokens:
-        """features [N, T, E], mask bool [N, T] or None where every token counts -> [N, T or 1, E]"""
+    def states(self, **inputs: Tensor) -> Tensor:
+        """The last hidden state as the model gives it: tokens [N, T, E], or a convolution's map [N, C, H, W]."""
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            states: Tensor = self.model(**self.cast(inputs, self.dtype)).last_hidden_state
+        return states.to(torch.promote_types(states.dtype, torch.float32))
+
+    def pooled(self, features: Tensor, mask: Tensor | None, grid: tuple[int, int] | None = None) -> Tokens:
+        """features [N, T, E], mask bool [N, T] or None where every token counts -> [N, T or 1, E]. A token that stands
+        for the whole item lies on no grid."""
         if mask is None:
             mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         else:
             features = features.masked_fill(~mask.unsqueeze(-1), 0.0)
         if self.pool == "none":
-            return Tokens(features, mask)
+            return Tokens(features, mask, grid)
         if self.pool == "mean":
             features = features.sum(1, keepdim=True) / mask.sum(1).clamp(min=1).reshape(-1, 1, 1)
         return Tokens(features[:, :1], mask[:, :1])

@@ -37,14 +37,15 @@ def splice(text: Tensor, batch: Batch, streams: Mapping[str, Tokens], side: Lite
     masks.append(masks[0].new_zeros(1))
 
     layout = pad([order_of(row, batch.lengths[row], text_length, items[row]) for row in range(rows)], nothing, side)
-    labels = torch.cat([batch.labels.reshape(-1), torch.full((nothing + 1 - rows * text_length,), IGNORED)])[layout]
+    no_text = torch.full((nothing + 1 - rows * text_length,), IGNORED)
     index = layout.to(text.device, non_blocking=True)
     attention_mask = torch.cat(masks)[index]
     return Fused(
         embeddings=torch.cat(sources).index_select(0, index.reshape(-1)).reshape(*index.shape, width),
         attention_mask=attention_mask,
         position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
-        labels=labels,
+        labels=torch.cat([batch.labels.reshape(-1), no_text])[layout],
+        input_ids=torch.cat([batch.input_ids.reshape(-1), no_text])[layout],
     )
 
 

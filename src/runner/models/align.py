@@ -19,7 +19,8 @@ from torch.nn.functional import logsigmoid, normalize
 
 from runner.models.all_gather import AllGather
 from runner.models.initialization import seed_of
-from runner.models.pooling import pooled
+from runner.models.pooling import row_means
+from runner.models.projected import check_names, projected, projector_counts, projector_terms
 from runner.models.retrieval import Retrieval, retrieval
 from runner.protocols import Batch, Encoder, Mistake, Prediction, Projector, Row, Step, Term, Tokens
 
@@ -59,6 +60,7 @@ class Align(nn.Module):
         self.projector = nn.ModuleDict(cast(Mapping[str, nn.Module], projectors))
         self.modalities = tuple(encoders)
         self.pairs = tuple(combinations(self.modalities, 2))
+        check_names(projectors, map(name_of, self.pairs))
         self.width = width
         self.class_aware = class_aware
         self.scale = nn.Parameter(torch.tensor(-math.log(temperature)))
@@ -83,15 +85,18 @@ class Align(nn.Module):
         )
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """Of each two modalities, the rows that have both."""
+        """Of each two modalities, the rows that have both; and of each part of the loss of the projectors' own, the
+        items."""
         known = self._known(batch)
-        return {name_of(pair): float(self._both(known, pair).sum()) for pair in self.pairs}
+        both = {name_of(pair): float(self._both(known, pair).sum()) for pair in self.pairs}
+        return both | projector_counts(self.projector, batch)
 
     def forward(self, batch: Batch) -> Step:
         with torch.no_grad():  # as CLIP does: beyond the limit it would have no gradient that leads it back
             self.scale.clamp_(max=math.log(LARGEST_SCALE))
+        streams = self._streams(batch)
         # A process may have no item of what the others have; its rows hang on the scale, so that all go the way back.
-        mine = self._vectors(batch) + 0.0 * self.scale
+        mine = self._vectors(streams, batch) + 0.0 * self.scale
         parts = self._all_gather.values(self._known(batch))
         sizes = [len(part.classes) for part in parts]
         rank = self._all_gather.rank
@@ -113,12 +118,12 @@ class Align(nn.Module):
                 ways = ((mine[:, one], every[:, other]), (mine[:, other], every[:, one]))
                 losses = [self._loss(rows @ columns.T, wanted, there) for rows, columns in ways]
                 terms[name_of(pair)] = Term((losses[0] + losses[1]) / 2, weight=1 / len(self.pairs))
-        return Step(terms)
+        return Step(terms | projector_terms(self.projector, streams, batch, mine.device))
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
         """Each row's unit vectors, by modality, as `numbers`."""
-        vectors = self._vectors(batch).double().cpu().numpy()
+        vectors = self._vectors(self._streams(batch), batch).double().cpu().numpy()
         return [
             Prediction(
                 id=row.id,
@@ -153,10 +158,13 @@ class Align(nn.Module):
                 ways[f"{one}_to_{other}"] = retrieval(queries, found, classes)
         return ways
 
-    def _vectors(self, batch: Batch) -> Tensor:
+    def _streams(self, batch: Batch) -> dict[str, Tokens]:
+        return projected(self.encoder, self.projector, batch, self.scale.device)
+
+    def _vectors(self, streams: Mapping[str, Tokens], batch: Batch) -> Tensor:
         """float32 [B, M, D], of length 1; zeros where a row lacks a modality."""
-        parts = {name: Projected(one, self.projector[name], self.width) for name, one in self.encoder.items()}
-        vectors, _ = pooled(parts, batch, self.scale.device)
+        widths = dict.fromkeys(self.modalities, self.width)
+        vectors, _ = row_means(streams, widths, batch, self.scale.device)
         return normalize(torch.stack([vectors[name].float() for name in self.modalities], dim=1), dim=2)
 
     def _loss(self, similar: Tensor, wanted: Tensor, there: Tensor) -> Tensor:
@@ -193,18 +201,6 @@ class Known:
     """bool [B, M]"""
     classes: Tensor
     """int64 [B]: rows with the same belong together"""
-
-
-@dataclass(frozen=True)
-class Projected:
-    """An encoder and its projector, as one."""
-
-    encoder: nn.Module
-    projector: nn.Module
-    width: int
-
-    def __call__(self, **inputs: Tensor) -> Tokens:
-        return cast(Tokens, self.projector(self.encoder(**inputs)))
 
 
 def name_of(pair: tuple[str, str]) -> str:

@@ -35,16 +35,18 @@ def with_cache(
         use_cache=True,
         **chance,
     )
-    given = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-    return cast(Tensor, cast(Any, llm.model).generate(**inputs, generation_config=config)[:, given:])
+    with llm.ids_beside(inputs) as given:
+        # Of a prompt of embeddings transformers gives the answer alone; after it, it goes on with ids by itself.
+        prompt = given["input_ids"].shape[1] if "input_ids" in given else 0
+        return cast(Tensor, cast(Any, llm.model).generate(**given, generation_config=config)[:, prompt:])
 
 
 def without_cache(
     llm: LanguageModel, decoding: Decoding, end_ids: Sequence[int], pad_id: int, inputs: Mapping[str, Tensor]
 ) -> Tensor:
-    """int64 [B, A]. `inputs` are input_ids int64 [B, M] or inputs_embeds [B, M, D], and attention_mask int64 [B, M]."""
+    """int64 [B, A]. `inputs` are attention_mask int64 [B, M], and input_ids int64 [B, M] or inputs_embeds [B, M, D] or
+    both."""
     read = dict(inputs)
-    embeds = "inputs_embeds" in read
     rows = len(read["attention_mask"])
     device = read["attention_mask"].device
     ends = torch.tensor(list(end_ids), dtype=torch.long, device=device)
@@ -61,8 +63,11 @@ def without_cache(
         said.append(token)
         new = token.unsqueeze(1)
         read["attention_mask"] = torch.cat([mask, torch.ones_like(new)], dim=1)
-        name = "inputs_embeds" if embeds else "input_ids"
-        read[name] = torch.cat([read[name], llm.embed(new).to(read[name].dtype) if embeds else new], dim=1)
+        if "input_ids" in read:
+            read["input_ids"] = torch.cat([read["input_ids"], new.to(read["input_ids"].device)], dim=1)
+        if "inputs_embeds" in read:
+            embedded = llm.embed(new).to(read["inputs_embeds"].dtype)
+            read["inputs_embeds"] = torch.cat([read["inputs_embeds"], embedded], dim=1)
     return torch.stack(said, dim=1)
 
 
@@ -74,5 +79,4 @@ def next_token(logits: Tensor, temperature: float) -> Tensor:
 
 
 def takes_positions(llm: LanguageModel) -> bool:
-    unwrap: Any = getattr(llm.model, "get_base_model", lambda: llm.model)
-    return "position_ids" in inspect.signature(unwrap().forward).parameters
+    return "position_ids" in inspect.signature(llm.base.forward).parameters

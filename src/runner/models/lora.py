@@ -1,4 +1,6 @@
-"""LoRA on the language model, by PEFT. Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models"."""
+"""LoRA on the language model, by PEFT. Sources: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021;
+Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023 (rsLoRA); Liu et al., "DoRA:
+Weight-Decomposed Low-Rank Adaptation", 2024."""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 from annotated_types import Ge, Gt, Lt
 from torch import nn
 
+from runner.models.architecture import WEIGHTS_READ
+from runner.models.quantization import hush
 from runner.protocols import Mistake
 from runner.spelling import did_you_mean
 
@@ -28,16 +32,21 @@ class Lora:
         alpha: Annotated[float, Gt(0)],
         dropout: Annotated[float, Ge(0), Lt(1)],
         target_modules: str | list[str],
+        use_rslora: bool,
+        use_dora: bool,
         init: str | None,
     ) -> None:
         self.r = r
         self.alpha = alpha
         self.dropout = dropout
         self.target_modules = target_modules
+        self.use_rslora = use_rslora
+        self.use_dora = use_dora
         self.init = init
 
     def apply(self, model: PreTrainedModel) -> PeftModel:
         """Wrap the model; its own weights are frozen by it. Adapter weights are float32 whatever the model's type."""
+        hush()
         from peft import LoraConfig, get_peft_model
 
         targets = self._targets(model)
@@ -50,18 +59,21 @@ class Lora:
             lora_alpha=cast(int, self.alpha),
             lora_dropout=self.dropout,
             target_modules=targets,
+            use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for something under its old name
             return get_peft_model(model, config)
 
     def _targets(self, model: PreTrainedModel) -> list[str]:
-        """Module names; `all-linear` is every linear layer but the head."""
+        """Module names; `all-linear` is every linear layer but the head, and what the family does not call."""
         if self.target_modules != "all-linear":
             return [self.target_modules] if isinstance(self.target_modules, str) else list(self.target_modules)
         head = model.get_output_embeddings()
         linear = [name for name, module in model.named_modules() if is_linear(module) and module is not head]
-        return sorted({name.rsplit(".", 1)[-1] for name in linear})
+        passed_by = WEIGHTS_READ.get(model.config.model_type, ())
+        return sorted({own_name(name) for name in linear} - set(passed_by))
 
     def _from_adapter(self, model: PreTrainedModel, folder: str) -> PeftModel:
         from peft import PeftConfig, PeftModel
@@ -73,11 +85,20 @@ class Lora:
             raise Mistake(
                 f"lora.init={folder}: {file} cannot be read ({error}). Give a folder that PEFT saved."
             ) from error
-        for name, value in (("r", self.r), ("lora_alpha", self.alpha)):
-            if saved.get(name) != value:
+        ours_by_name = {
+            "r": self.r,
+            "lora_alpha": self.alpha,
+            "use_rslora": self.use_rslora,
+            "use_dora": self.use_dora,
+        }
+        for name, value in ours_by_name.items():
+            # PEFT before 0.10 did not write the last two, and knew neither.
+            there = saved.get(name, False if name.startswith("use_") else None)
+            if there != value:
+                said = json.dumps(there)
                 raise Mistake(
-                    f"lora.init={folder}: the adapter has {name}={saved.get(name)}, the config {value}. "
-                    f"Set lora.{name.removeprefix('lora_')}={saved.get(name)}."
+                    f"lora.init={folder}: the adapter has {name}={said}, the config {json.dumps(value)}. "
+                    f"Set lora.{name.removeprefix('lora_')}={said}."
                 )
         ours, theirs = set(self._targets(model)), saved.get("target_modules")
         if not isinstance(theirs, list) or set(theirs) != ours:
@@ -90,6 +111,13 @@ class Lora:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             return PeftModel.from_pretrained(model, folder, config=config, is_trainable=True)
+
+
+def own_name(name: str) -> str:
+    """A module's last name, with the one before a number: `q_proj`, `altup_projections.0`."""
+    parts = name.split(".")
+    start = next((k for k in reversed(range(len(parts))) if not parts[k].isdigit()), 0)
+    return ".".join(parts[start:])
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.protocols import Batch
+from runner.protocols import Batch, Tokens
+
+
+def encoded(encoders: Mapping[str, Any] | nn.ModuleDict, batch: Batch, device: torch.device) -> dict[str, Tokens]:
+    """By modality that the batch has, in the order of the encoders: its items' tokens."""
+    tokens = {}
+    for name, encoder in encoders.items():
+        if name in batch.streams:
+            inputs = batch.streams[name].inputs.items()
+            tokens[name] = encoder(**{key: tensor.to(device, non_blocking=True) for key, tensor in inputs})
+    return tokens
 
 
 def pooled(
@@ -18,23 +28,34 @@ def pooled(
     each: tuple[str, int] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """By modality: the mean over the tokens of a row's items [B, E], zeros where it has none, and which have one,
-    bool [B]. Padding counts for nothing. An encoder gives `Tokens` and has a `width`.
+    bool [B]. Padding counts for nothing.
 
     `each`, a modality and how many items K every row has of it, keeps these apart: [B * K, E], what a row has beside
     them repeated for each.
     """
+    widths = {name: int(encoder.width) for name, encoder in encoders.items()}  # type: ignore[arg-type]
+    return row_means(encoded(encoders, batch, device), widths, batch, device, each)
+
+
+def row_means(
+    tokens: Mapping[str, Tokens],
+    widths: Mapping[str, int],
+    batch: Batch,
+    device: torch.device,
+    each: tuple[str, int] | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What `pooled` gives, of tokens that are there already; `widths` names the modalities, also those without any."""
     vectors, present = {}, {}
     apart, copies = each or (None, 1)
-    for name, encoder in encoders.items():
+    for name, width in widths.items():
         rows = len(batch.ids) * (copies if name == apart else 1)
-        stream = batch.streams.get(name)
-        if stream is None:
-            vectors[name] = torch.zeros(rows, int(encoder.width), device=device)  # type: ignore[arg-type]
+        if name not in tokens:
+            vectors[name] = torch.zeros(rows, width, device=device)
             present[name] = torch.zeros(rows, dtype=torch.bool, device=device)
             continue
-        inputs = {key: tensor.to(device, non_blocking=True) for key, tensor in stream.inputs.items()}
-        items = encoder(**inputs).mean()
-        of_row = torch.arange(rows) if name == apart else torch.tensor([row for row, _, _ in stream.places])
+        items = tokens[name].mean()
+        places = batch.streams[name].places
+        of_row = torch.arange(rows) if name == apart else torch.tensor([row for row, _, _ in places])
         count = torch.bincount(of_row, minlength=rows)
         total = torch.zeros(rows, items.shape[1], dtype=items.dtype, device=device)
         total = total.index_add(0, of_row.to(device, non_blocking=True), items)

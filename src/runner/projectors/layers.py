@@ -19,7 +19,7 @@ class Linear(nn.Module):
         self.projection = nn.Linear(encoder_width, llm_width)
 
     def forward(self, tokens: Tokens) -> Tokens:
-        return Tokens(self.projection(tokens.features), tokens.mask)
+        return Tokens(self.projection(tokens.features), tokens.mask, tokens.grid)
 
 
 class Mlp(nn.Module):
@@ -30,7 +30,7 @@ class Mlp(nn.Module):
         self.layers = two_layers(encoder_width, hidden_size or llm_width, llm_width)
 
     def forward(self, tokens: Tokens) -> Tokens:
-        return Tokens(self.layers(tokens.features), tokens.mask)
+        return Tokens(self.layers(tokens.features), tokens.mask, tokens.grid)
 
 
 class ResidualMlp(nn.Module):
@@ -60,4 +60,4 @@ class ResidualMlp(nn.Module):
         features: Tensor = self.projection(tokens.features)
         for block in self.blocks:
             features = features + block(features)
-        return Tokens(features, tokens.mask)
+        return Tokens(features, tokens.mask, tokens.grid)
