@@ -1,16 +1,20 @@
-"""TimeSeriesExam as rows of messages and series: python convert.py SOURCE TARGET [--fold K] [--text-alone]
+"""TimeSeriesExam as rows of messages and series, to be read in the file's order.
 
-A question's options stand in the row's own order, each with the letter of its place among them in order of size or
-alphabet; the answer is the letter of the right one. What the encoder is shown of a series, or of two, are twelve
-channels that are worked out from it alone (`views`). Held-out rows are converted and nothing else.
+    python -m benchmarks.tsexam SOURCE TARGET [--fold K]
 
-Training rows come in two parts, to be read in the file's order. First drills: no question of the set, but the deciles
-of what can be measured of changed training series (`measures`), a digit each. Then the questions, each many times: with
-its options in another order, in every other copy with two series exchanged (and "time series 1" and "2" in the texts),
-and in some copies with a drill after the answer.
+SOURCE has train.jsonl and val.jsonl as the set has them, TARGET gets rows that `data=jsonl` reads. A question's options
+stand in the row's own order, each with the letter of its place among them in order of size or alphabet; the answer is
+the letter of the right one. What the encoder is shown of a series, or of two, are twelve channels that are worked out
+from it alone (`views`). Held-out rows are converted and nothing else.
+
+Training rows come in two parts. First drills: no question of the set, but the deciles of what can be measured of
+changed training series (`measures`), a digit each. Then the questions, each many times: with its options in another
+order, and in every other copy with two series exchanged (and "time series 1" and "2" in the texts).
 
 --fold K holds the K-th fifth of the training rows out as val.jsonl and leaves SOURCE/val.jsonl unread: to choose by.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -25,8 +29,6 @@ COPIES = 32
 """Of each training question."""
 DRILLS = 16
 """For each training row."""
-DRILLED = 0.25
-"""Share of the copies that go on with a drill."""
 FOLDS = 5
 STEPS = 128
 """Of a view; most series have as many."""
@@ -34,44 +36,37 @@ VIEWS = 12
 EPSILON = 1e-9
 
 Question = dict[str, Any]
+Row = dict[str, Any]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder with train.jsonl and val.jsonl")
     parser.add_argument("target", type=Path, help="folder to make")
-    parser.add_argument("--fold", type=int, choices=range(FOLDS))
-    parser.add_argument("--text-alone", action="store_true", help="no series and no drills")
+    parser.add_argument("--fold", type=int, choices=range(FOLDS), help="choose by a fifth of train.jsonl")
     given = parser.parse_args()
     questions, held_out = splits(given.source, given.fold)
-    draw = random.Random(0)
-    asked = copies(questions, draw)
-    drills = Drills(questions)
     (given.target / "series").mkdir(parents=True)
-    rows = []
-    if not given.text_alone:
-        for number in range(DRILLS):
-            for question in draw.sample(questions, len(questions)):
-                series = changed(series_of(question), drills.draw)
-                name = f"{question['id']}-drill-{number}"
-                rows.append(with_series(name, drills.turns(series), save(given.target, name, series)))
-    for question in asked:
-        if given.text_alone:
-            rows.append({"id": question["id"], "messages": exchange(question)})
-            continue
-        series = series_of(question)
-        more = drills.turns(series) if draw.random() < DRILLED else []
-        path = save(given.target, question["file"], series)
-        rows.append(with_series(question["id"], [*exchange(question), *more], path))
+    rows = [*drilled(questions, given.target), *asked(questions, given.target)]
     write(given.target / "train.jsonl", rows)
-    rows = []
-    for question in held_out:
-        if given.text_alone:
-            rows.append({"id": question["id"], "messages": exchange(question)})
-        else:
-            path = save(given.target, question["id"], series_of(question))
-            rows.append(with_series(question["id"], exchange(question), path))
+    rows = [with_series(given.target, one["id"], exchange(one), one["id"], series_of(one)) for one in held_out]
     write(given.target / "val.jsonl", rows)
+
+
+def drilled(questions: list[Question], target: Path) -> list[Row]:
+    draw, drills = random.Random(1), Drills(questions)
+    rows = []
+    for number in range(DRILLS):
+        for question in draw.sample(questions, len(questions)):
+            series = changed(series_of(question), drills.draw)
+            name = f"{question['id']}-drill-{number}"
+            rows.append(with_series(target, name, drills.turns(series), name, series))
+    return rows
+
+
+def asked(questions: list[Question], target: Path) -> list[Row]:
+    made = copies(questions, random.Random(0))
+    return [with_series(target, one["id"], exchange(one), one["file"], series_of(one)) for one in made]
 
 
 def splits(source: Path, fold: int | None) -> tuple[list[Question], list[Question]]:
@@ -135,21 +130,17 @@ def turns(user: str, assistant: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
-def with_series(id: str, messages: list[dict[str, str]], path: str) -> dict[str, Any]:
-    """The series stands after the first question."""
+def with_series(target: Path, id: str, messages: list[dict[str, str]], name: str, series: list[np.ndarray]) -> Row:
+    """The series, which copies of a question share, stands after the first question."""
+    path = f"series/{name}.npy"
+    if not (target / path).exists():
+        np.save(target / path, np.array(views(series), dtype=np.float32))
     first = {**messages[0], "content": f"{messages[0]['content']}<series>"}
     return {"id": id, "messages": [first, *messages[1:]], "series": path}
 
 
 def series_of(question: Question) -> list[np.ndarray]:
     return [np.array(question[name], dtype=float) for name in ("ts", "ts1", "ts2") if name in question]
-
-
-def save(target: Path, name: str, series: list[np.ndarray]) -> str:
-    path = f"series/{name}.npy"
-    if not (target / path).exists():
-        np.save(target / path, np.array(views(series), dtype=np.float32))
-    return path
 
 
 def views(series: list[np.ndarray]) -> list[np.ndarray]:
@@ -262,7 +253,7 @@ def read(path: Path) -> list[Question]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
+def write(path: Path, rows: list[Row]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
