@@ -5,5 +5,5 @@ fixture.py builds what all train on, peers/ are the loops (each a process of its
 figures.py makes ratios and bars of what they measured, report.py writes them down.
 
 recipes.py says what is trained on which set, results.py trains it, results_page.py writes down what came out, and
-results.json keeps it.
+results.json keeps it. tsexam.py makes the rows of one of the sets.
 """
