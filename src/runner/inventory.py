@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
+from runner.models.lora import matches
 from runner.protocols import Example, Objective
 
 
@@ -62,7 +63,7 @@ def adapted_by(objective: Objective) -> list[Component]:
         matched = [
             [weight for key, weight in module.named_parameters() if "lora_" in key]
             for name, module in modules.items()
-            if f".{name}".endswith(f".{pattern}") and hasattr(module, "base_layer")
+            if matches(name, pattern) and hasattr(module, "base_layer")
         ]
         count = f"{len(matched):,} module{'s' if len(matched) != 1 else ''}"
         weights = [weight for some in matched for weight in some]

@@ -49,6 +49,8 @@ class Memory:
     def seen_by(self, tokens: int) -> Tensor:
         """bool [B, Q, S]. Fewer tokens than the text has go on from the cache; more are the text and what follows."""
         given = self.seen.shape[1]
+        if tokens == given:
+            return self.seen
         after = tokens if tokens < given else tokens - given
         later = self.mask.unsqueeze(1).expand(-1, after, -1)
         return later if tokens < given else torch.cat([self.seen, later], dim=1)
@@ -108,9 +110,9 @@ class Inside(nn.Module):
                 f"fusion: the layers of this language model carry {list(hidden.shape)}, not [rows, tokens, width], so "
                 "nothing can work inside them. Choose a fusion at the input, by fusion=prefix for instance."
             )
-        changed = own(hidden, memory)
-        sees = memory.seen_by(hidden.shape[1]).any(2, keepdim=True)
-        hidden = torch.where(sees, changed.to(hidden.dtype), hidden)
+        seen = memory.seen_by(hidden.shape[1])
+        changed = own(hidden, memory, seen)
+        hidden = torch.where(seen.any(2, keepdim=True), changed.to(hidden.dtype), hidden)
         return ((hidden, *given[1:]), named) if given else ((), {**named, "hidden_states": hidden})
 
 
@@ -149,8 +151,8 @@ class Attending(nn.Module):
         config._attn_implementation = "sdpa"
         self.block = MllamaCrossAttentionDecoderLayer(config, layer_idx=0)
 
-    def forward(self, hidden: Tensor, memory: Memory) -> Tensor:
-        """[B, Q, D] -> [B, Q, D]"""
+    def forward(self, hidden: Tensor, memory: Memory, seen: Tensor) -> Tensor:
+        """[B, Q, D], and what they see of the items, bool [B, Q, S] -> [B, Q, D]"""
         from transformers import DynamicCache
 
         cache = None
@@ -158,7 +160,6 @@ class Attending(nn.Module):
         if not torch.is_grad_enabled():
             states = None if self in memory.kept else states
             cache = memory.kept.setdefault(self, DynamicCache())
-        seen = memory.seen_by(hidden.shape[1])
         # A token that sees nothing must look somewhere; what it finds is not taken.
         looks = (seen | ~seen.any(2, keepdim=True)).unsqueeze(1)
         return cast(Tensor, self.block(at_least_float32(hidden), states, looks, None, None, past_key_values=cache))
@@ -180,10 +181,10 @@ class Modulating(nn.Module):
         nn.init.zeros_(self.scale_and_shift.weight)
         nn.init.zeros_(self.scale_and_shift.bias)
 
-    def forward(self, hidden: Tensor, memory: Memory) -> Tensor:
-        """[B, Q, D] -> [B, Q, D]"""
-        seen = memory.seen_by(hidden.shape[1]).to(memory.features.dtype)
-        mean = seen @ memory.features / seen.sum(2, keepdim=True).clamp(min=1)  # [B, Q, D]
+    def forward(self, hidden: Tensor, memory: Memory, seen: Tensor) -> Tensor:
+        """[B, Q, D], and what they see of the items, bool [B, Q, S] -> [B, Q, D]"""
+        shares = seen.to(memory.features.dtype)
+        mean = shares @ memory.features / shares.sum(2, keepdim=True).clamp(min=1)  # [B, Q, D]
         scale, shift = self.scale_and_shift(self.condition(mean)).chunk(2, dim=2)
         return at_least_float32(hidden) * (1 + scale) + shift
 

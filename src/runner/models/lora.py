@@ -120,6 +120,11 @@ def own_name(name: str) -> str:
     return ".".join(parts[start:])
 
 
+def matches(name: str, target: str) -> bool:
+    """Whether a module's name ends with a target, in whole words, as PEFT has it."""
+    return f".{name}".endswith(f".{target}")
+
+
 def is_linear(module: nn.Module) -> bool:
     """Also GPT-2's linear layer, which transformers wrote for itself."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
@@ -137,7 +142,7 @@ def check_targets(model: nn.Module, targets: list[str]) -> None:
                 "it would learn nothing. Leave it out."
             )
             continue
-        matched = [module for name, module in model.named_modules() if name and f".{name}".endswith(f".{target}")]
+        matched = [module for name, module in model.named_modules() if name and matches(name, target)]
         if not any(isinstance(module, ADAPTABLE) or is_linear(module) for module in matched):
             hint = did_you_mean(target, ends, otherwise=f"; its linear layers are {', '.join(ends)}.")
             what = "no module" if not matched else f"only {type(matched[0]).__name__}, which LoRA cannot adapt, "
