@@ -25,6 +25,21 @@ class Command:
     """Nothing is left out."""
 
 
+@dataclass(frozen=True)
+class Walk:
+    """A page's commands, one after the other in one folder."""
+
+    folder: Path
+    printed: dict[str, tuple[int | None, str]]
+    """By command, its exit code and what it printed."""
+
+
+def script_of(page: Path, name: str) -> str:
+    """The Python file of a page that begins with its name."""
+    (script,) = re.findall(rf"```python\n(# {re.escape(name)}\n.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return str(script)
+
+
 def commands(page: Path) -> list[Command]:
     blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     found = []

@@ -69,12 +69,17 @@ def logits(llm: LanguageModel, fusion: Inside, batch: Batch, streams: dict[str, 
     return out
 
 
+def without_fusion(llm: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The language model's own logits, and where the text is no padding."""
+    mask = (torch.arange(7) < torch.tensor(batch.lengths).unsqueeze(1)).long()
+    return llm.model(inputs_embeds=llm.embed(batch.input_ids), attention_mask=mask).logits, mask
+
+
 @pytest.mark.parametrize("kind", ["cross_attention", "film"])
 def test_at_first_the_logits_are_the_language_models_own_to_the_last_bit(kind: str) -> None:
     llm = language_model()
     batch, streams = batch_of()
-    mask = (torch.arange(7) < torch.tensor(batch.lengths).unsqueeze(1)).long()
-    alone = llm.model(inputs_embeds=llm.embed(batch.input_ids), attention_mask=mask).logits
+    alone, mask = without_fusion(llm, batch)
     fusion = build(kind, llm)
     assert torch.equal(logits(llm, fusion, batch, streams)[mask == 1], alone[mask == 1])
     opened(fusion)
@@ -212,8 +217,7 @@ def test_layers_that_are_computed_again_give_the_same_gradients(kind: str) -> No
 def test_a_batch_without_items_is_the_language_models_alone_whatever_came_before(kind: str) -> None:
     llm = language_model()
     batch, streams = batch_of()
-    mask = (torch.arange(7) < torch.tensor(batch.lengths).unsqueeze(1)).long()
-    alone = llm.model(inputs_embeds=llm.embed(batch.input_ids), attention_mask=mask).logits
+    alone, mask = without_fusion(llm, batch)
     fusion = build(kind, llm)
     opened(fusion)
     assert not torch.equal(logits(llm, fusion, batch, streams)[mask == 1], alone[mask == 1])

@@ -10,7 +10,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 import ranks
 import torch
-from doc_commands import Command, commands, hold, run
+from doc_commands import Command, Walk, commands, hold, run, script_of
 from test_exactness import lines_of, train_lines
 
 import runner
@@ -447,20 +446,12 @@ SHORTER = {
 COMMANDS = commands(DOCS)
 
 
-@dataclass(frozen=True)
-class Walk:
-    folder: Path
-    printed: dict[str, tuple[int | None, str]]
-    """By command, its exit code and what it printed."""
-
-
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
     """The docs' commands, one after the other in one folder, each a process of its own."""
     folder = tmp_path_factory.mktemp("walk")
     conf = write(folder / "my_conf", documented())
-    (script,) = re.findall(r"```python\n(# beats.py\n.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    (folder / "beats.py").write_text(script)
+    (folder / "beats.py").write_text(script_of(DOCS, "beats.py"))
     (folder / "new.jsonl").write_text(json.dumps({"id": "new", "ecg": [[0.0, 1.9, -1.5, -0.6, 1.9, -1.0] * 5]}) + "\n")
     printed = {}
     with pytest.MonkeyPatch.context() as patch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from test_projectors import rows
 from torch import Tensor
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 
@@ -22,6 +21,8 @@ from runner.encoders.image import Patch
 from runner.projectors.grid import CAbstractor, Ldp, PixelShuffle, shuffled
 from runner.projectors.layers import Linear, Mlp, ResidualMlp
 from runner.protocols import Mistake, Tokens
+
+__all__ = ["rows"]  # the fixture
 
 E, D = 6, 10
 Grid = tuple[int, int]
@@ -139,16 +140,6 @@ INSTRUCT = [
 ]  # fmt: skip
 SERIES = ["encoder/series=series_patch", "encoder.series.layers=1", "encoder.series.heads=2"]
 SERIES += ["encoder.series.hidden_size=8"]
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("rows")
-    Image.new("L", (8, 8), 90).save(folder / "a.png")
-    turns = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "a"}]
-    lines = [{"messages": turns, "image": "a.png", "series": [[float(k), 2.0, 1.0, 0.0] * 4]} for k in range(4)]
-    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
 
 
 @pytest.mark.parametrize(

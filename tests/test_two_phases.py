@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from doc_commands import Command, commands, hold, run
+from doc_commands import Command, Walk, commands, hold, run, script_of
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,18 +18,11 @@ FEWER = {"0, 800)": "768, 800)", "800, 1000)": "800, 816)", "1000, 1500)": "1000
 COMMANDS = commands(PAGE)
 
 
-@dataclass(frozen=True)
-class Walk:
-    folder: Path
-    printed: dict[str, tuple[int | None, str]]
-    """By command, its exit code and what it printed."""
-
-
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
     """The page's commands, one after the other in one folder, each a process of its own."""
     folder = tmp_path_factory.mktemp("two_phases")
-    (script,) = re.findall(r"```python\n(# keys.py\n.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    script = script_of(PAGE, "keys.py")
     for rows, fewer in FEWER.items():
         assert script.count(f" {rows}") == 1
         script = script.replace(f" {rows}", f" {fewer}")
