@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from runner.records import (
     IGNORED,
+    BadRow,
     Batch,
     Channels,
     CheckpointContent,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "Batch", "Channels", "CheckpointContent", "Checkpointer", "Decoding", "Encoder", "Ending", "Engine",
+    "BadRow", "Batch", "Channels", "CheckpointContent", "Checkpointer", "Decoding", "Encoder", "Ending", "Engine",
     "Example", "Fault", "Fused", "Horizon", "IGNORED", "InputFusion", "LAUNCHER", "LabelObjective", "Message",
     "Mistake", "Objective", "PooledFusion", "Prediction", "Preprocess", "Projector", "Row", "RowSource",
     "RunDescription", "Schedule", "Step", "Stopped", "Stream", "Term", "Tokens", "Tracker",
@@ -43,10 +44,19 @@ __all__ = [
 
 
 class RowSource(Protocol):
-    def read(self, modalities: Sequence[str]) -> Mapping[str, Sequence[Row]]:
+    """Where rows come from.
+
+    It may also have `fingerprint()`: JSON that is another whenever the rows would be (its files' names, sizes and times,
+    say). Then what is made of the rows is kept on disk and not made again, and an item must be something that JSON can
+    hold: a path, a text, channels of numbers.
+    """
+
+    def read(self, modalities: Sequence[str]) -> Mapping[str, Iterable[Row | BadRow]]:
         """Every split by name (`train`, `val`, `test`; only `train` is a must). `modalities` are the fields with items.
 
-        Raises `Mistake` with file and line, or id, for a row that breaks the schema.
+        Each can be gone through several times, and gives the same rows in the same order; one that reads as it is gone
+        through holds no more than a row. A row that breaks the schema is a `BadRow` in its place. Raises `Mistake` for
+        what makes all rows unreadable: a missing file, a column that is nowhere.
         """
         ...
 

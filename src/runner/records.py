@@ -62,6 +62,16 @@ class Row:
 
 
 @dataclass(frozen=True)
+class BadRow:
+    """What a source gives in the place of a row that breaks the schema: data.on_bad_row says what becomes of it."""
+
+    where: str
+    """Where it stands (`train.jsonl:17`)."""
+    reason: str
+    """A sentence without its subject (`has the key `id` twice.`), the same for rows with the same fault."""
+
+
+@dataclass(frozen=True)
 class Example:
     """A row as numbers. `places[k] = (modality, j, p)`: item j of that modality comes before text token p."""
 

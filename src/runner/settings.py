@@ -60,12 +60,25 @@ class Evaluation:
 class Data:
     """What every `data` option shares; the rest of the node belongs to its row source."""
 
+    on_bad_row: Literal["error", "skip"]
+    max_bad_share: Annotated[float, Ge(0), Le(1)]
+    """Of a split's rows; with skip, more bad ones than that end the run all the same."""
+    learn: Literal["all", "last"]
+    """Which of the assistant's turns are learnt."""
     max_length: Count | None
     """Text tokens of a row, template included; null: whatever the language model takes."""
-    over_length: Literal["error", "drop", "truncate_prompt"]
-    order: Literal["shuffled", "file"]
+    max_prompt_length: Count | None
+    """Text tokens before the first learnt answer; null: no limit of its own."""
+    over_length: Literal["error", "drop", "truncate_prompt", "truncate", "split"]
+    order: Literal["shuffled", "grouped", "file"]
+    packing: bool
+    """Rows of a micro-batch one after another instead of padded side by side."""
     workers: CountOrZero
     """Loader processes; 0 loads in the training process."""
+    worker_timeout: Count | None
+    """Seconds after which a loader process that gives nothing is told with its row, and the run ends; null: never."""
+    cache: str | None
+    """Folder for what is made of rows once; null: nothing is kept."""
 
 
 @dataclass(frozen=True)
