@@ -11,7 +11,7 @@ from runner.terminal import listed
 PARAMETER_COLUMNS = ("component", "kind", "trainable", "frozen")
 
 if TYPE_CHECKING:
-    from runner.data.length import LengthReport
+    from runner.data.intake import Split
     from runner.precision import ActivePrecision
     from runner.session import Session
     from runner.settings import Part
@@ -20,12 +20,22 @@ if TYPE_CHECKING:
 def announce(session: Session) -> None:
     given, terminal = session.parts.settings, session.terminal
     processes = session.accelerator.num_processes
-    terminal.say(
-        f"Batch: {given.micro_batch_size} rows a micro-batch x {given.accumulation} accumulated x {processes} "
-        f"process{'es' if processes > 1 else ''} = {given.train.batch_size} rows a step; {session.total_steps:,} steps."
-    )
-    for split, report in session.parts.lengths.items():
-        terminal.say(f"Data, {split}: {describe(report)}")
+    count = f"{processes} process{'es' if processes > 1 else ''}"
+    if given.accumulation is None:
+        arithmetic = (
+            f"{given.train.batch_size} rows a step, on {count} in micro-batches of at most "
+            f"{given.train.micro_batch_tokens:,} text tokens"
+        )
+    else:
+        arithmetic = (
+            f"{given.micro_batch_size} rows a micro-batch x {given.accumulation} accumulated x {count} = "
+            f"{given.train.batch_size} rows a step"
+        )
+    terminal.say(f"Batch: {arithmetic}; {session.total_steps:,} steps.")
+    for split, one in session.parts.splits.items():
+        terminal.say(f"Data, {split}: {describe(one)}")
+        for line in one.bad.lines:
+            terminal.say(line, "yellow")
     terminal.say(computing(session.precision))
     for sentence in session.parts.notes:
         terminal.say(sentence)
@@ -66,9 +76,13 @@ def parameter_rows(components: Sequence[Component], adapted: Sequence[Component]
     return [*rows, ("all", f"{trainable / (trainable + frozen):.2%} trains", f"{trainable:,}", f"{frozen:,}")]
 
 
-def describe(report: LengthReport) -> str:
+def describe(split: Split) -> str:
     """`1,437 rows, the longest 31 tokens; 12 over length: 12 dropped.`"""
-    text = f"{report.total:,} rows" + (f", the longest {report.longest:,} text tokens" if report.longest else "")
+    report = split.lengths
+    text = "read as they are needed, the first " if split.stream else ""
+    text += f"{report.total:,} rows" + (f", the longest {report.longest:,} text tokens" if report.longest else "")
+    if split.bad.skipped:
+        text += f"; {split.bad.skipped:,} of {split.bad.total:,} left out (data.on_bad_row=skip)"
     if report.over:
         text += f"; {report.over:,} over length: "
         text += f"{report.dropped:,} dropped" if report.dropped else f"{report.tokens_cut:,} prompt tokens cut"

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from runner import config, settings
+from runner import settings
 from runner.alignment import Alignment, aligned_encoders, memory_of, told
 from runner.config import Composed
 from runner.data.chat import ChatFormat, prompt_of
 from runner.data.collate import Collate
-from runner.data.length import LengthReport, check_answers_fit, fit
+from runner.data.length import LengthPolicy, check_answers_fit
 from runner.data.rows import check_modalities, with_text
 from runner.models.freeze import keep_frozen
 from runner.models.head_check import check_head
@@ -24,7 +24,7 @@ from runner.models.llm import LanguageModelSource, check_fits
 from runner.models.recomputing import recompute_layers
 from runner.offers import check_offers
 from runner.protocols import Encoder, Example, InputFusion, Mistake, Objective, Projector, Row
-from runner.seats import Learner, build_encoders, build_projectors, check_asks, named, read_splits, seat
+from runner.seats import Learner, build_encoders, build_projectors, check_asks, held_out, named, read_splits, seat
 from runner.trial import check_gives
 
 if TYPE_CHECKING:
@@ -58,23 +58,23 @@ class Frame:
     def takes(self) -> int | None:
         return self.source.max_length()
 
-    def render(self, rows: Sequence[Row]) -> list[Example]:
+    def example(self, row: Row) -> Example:
         """With the model's chat template, tokenised."""
-        check_modalities(rows, self.modalities)
-        if "text" in self.modalities:
-            rows = [with_text(row, self.chat.placeholders) for row in rows]
-        return [self.chat.example(row) for row in rows]
+        check_modalities([row], self.modalities)
+        return self.chat.example(with_text(row, self.chat.placeholders) if "text" in self.modalities else row)
 
-    def fit(self, examples: Sequence[Example], given: settings.Data) -> tuple[list[Example], LengthReport]:
+    def fitting(self, given: settings.Data) -> LengthPolicy:
         takes = self.takes
         if given.max_length and takes and given.max_length > takes:
             raise Mistake(
                 f"data.max_length={given.max_length}: the language model takes {takes} tokens. Set at most that."
             )
-        limit = given.max_length or takes or max((len(one.input_ids) for one in examples), default=0)
-        return fit(examples, limit, given.over_length, self.chat)
+        return LengthPolicy(given.max_length or takes, given.over_length, self.chat)
 
-    def prompts(self, examples: Sequence[Example]) -> list[Example]:
+    def reads(self) -> dict[str, Any]:
+        return {"modalities": self.modalities, "takes": self.takes, "chat": self.chat.fingerprint()}
+
+    def prompts(self, examples: Iterable[Example]) -> list[Example]:
         return [prompt_of(example) for example in examples]
 
     def collate(self) -> Collate:
@@ -85,18 +85,18 @@ class Frame:
 def build_learner(composed: Composed, predict_rows: int | None, memory: Mapping[str, Any] | None) -> Learner:
     """Raises `Mistake` for whatever config and rows have wrong. `memory`: of the checkpoint that is gone on from."""
     frame = build_frame(composed, memory)
-    texts = read_texts(composed, frame)
-    prompts = frame.prompts(texts.examples.get("val", [])[:predict_rows])
+    splits = read_splits(composed, frame)
+    prompts = frame.prompts(held_out(splits)[:predict_rows])
     check_answers_fit(prompts, composed.tree["model"].get("max_new_tokens"), frame.takes)
     collate = frame.collate()
     llm = build_llm(composed, frame.source)
     attach_fusion(composed, frame.fusion, llm)
     projectors = build_projectors(composed, frame.widths, llm.width)
-    check_gives(frame.encoders, projectors, frame.fusion, llm, collate, texts.examples["train"])
+    check_gives(frame.encoders, projectors, frame.fusion, llm, collate, splits["train"].examples)
     objective = build_objective(composed, frame, llm, projectors, frame.chat)
     kept = {**getattr(objective, "memory", dict)(), **memory_of(frame.alignment)}
     notes = told(frame.alignment)
-    return Learner(objective, texts.examples, prompts, texts.lengths, collate, kept, notes)
+    return Learner(objective, splits, prompts, collate, kept, notes)
 
 
 def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -> Objective:
@@ -138,25 +138,6 @@ def frame_of(composed: Composed, encoders: Mapping[str, Encoder]) -> Frame:
     source: LanguageModelSource = seat(composed, "llm")
     widths = {name: encoder.width for name, encoder in encoders.items()}
     return Frame(source, encoders, widths, build_fusion(composed, encoders, source.width()))
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Rows as numbers, by split."""
-
-    examples: Mapping[str, list[Example]]
-    lengths: Mapping[str, LengthReport]
-
-
-def read_texts(composed: Composed, frame: Frame) -> Texts:
-    """Read every split, render it with the model's chat template, and hold the lengths against data.max_length."""
-    given = config.section(composed.tree["data"], settings.Data)
-    examples, lengths = {}, {}
-    for split, rows in read_splits(composed, frame.modalities).items():
-        examples[split], lengths[split] = frame.fit(frame.render(rows), given)
-    if not examples.get("train"):
-        raise Mistake("data: there is no row to train on. See what was dropped, or give another data.path.")
-    return Texts(examples, lengths)
 
 
 def build_llm(composed: Composed, source: LanguageModelSource) -> LanguageModel:

@@ -10,16 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from runner import answering, config, labelling, settings
 from runner.config import Composed
-from runner.inventory import data_fingerprint, files_of
+from runner.data.dealing import Dealer
+from runner.data.flat import FlatExamples
+from runner.data.intake import Split
+from runner.data.order import Order
+from runner.inventory import files_of
 from runner.model_parts import ModelPart, group_by_part, parts_of
 from runner.offers import check_counts, check_offers, shown
 from runner.protocols import Checkpointer, Mistake, Objective, Schedule, Tracker
-from runner.seats import Learner, build_checkpointer, build_node, seat
+from runner.seats import Learner, build_checkpointer, build_node, held_out, seat
 from runner.trackers.isolated import Isolated
 
 if TYPE_CHECKING:
@@ -41,10 +46,14 @@ class Settings:
 
     @property
     def micro_batch_size(self) -> int:
-        return self.train.micro_batch_size or self.train.batch_size // self.cluster.num_processes
+        """Rows of one forward of one process, unless it goes by the rows' tokens."""
+        return self.train.micro_batch_size or max(1, self.train.batch_size // self.cluster.num_processes)
 
     @property
-    def accumulation(self) -> int:
+    def accumulation(self) -> int | None:
+        """None where it goes by the rows' tokens."""
+        if self.train.micro_batch_tokens is not None:
+            return None
         return self.train.batch_size // (self.micro_batch_size * self.cluster.num_processes)
 
 
@@ -53,6 +62,9 @@ class Parts(Learner):
     """Everything of a run, ready to go."""
 
     settings: Settings
+    order: Order
+    """Which rows each step takes; not asked where they are read as they are needed."""
+    dealer: Dealer
     model_parts: tuple[ModelPart, ...]
     """Those with a learning rate or a freezing of their own."""
     optimizer: Optimizer
@@ -72,20 +84,31 @@ def build(composed: Composed, memory: Mapping[str, Any] | None, tracks: bool) ->
     given = read_settings(composed)
     learner = kind_of(composed).build_learner(composed, given.evaluation.predict_rows, memory)
     check_split(given, learner)
-    check_counts(learner.objective, learner.collate(learner.examples["train"][:1]))
+    train = learner.splits["train"]
+    check_counts(learner.objective, learner.collate(train.examples[:1]))
+    lengths = lengths_of(train)
+    check_lengths(given, train, lengths)
     check_monitor(given, learner)
     model = cast(nn.Module, learner.objective)
     parts = parts_of(model, given.train.parts)
     return Parts(
         **vars(learner),
         settings=given,
+        order=Order(len(lengths), given.train.batch_size, given.run.seed, given.data.order, lengths, train.shares),
+        dealer=Dealer(
+            given.micro_batch_size,
+            given.train.micro_batch_tokens,
+            given.data.packing,
+            given.cluster.num_processes,
+            lengths,
+        ),
         model_parts=parts,
         optimizer=build_optimizer(composed, model, parts),
         schedule=build_schedule(composed),
         checkpointer=build_checkpointer(composed),
         tracker=build_tracker(composed) if tracks else Isolated({}),
         fingerprints={
-            "data": data_fingerprint(learner.examples["train"]),
+            "data": train.digest,
             "files": files_of(learner.objective),
             "memory": dict(learner.memory),
         },
@@ -141,6 +164,11 @@ def check_split(given: Settings, learner: Learner) -> None:
         )
     if given.accumulation == 1:
         return
+    if given.accumulation is None:
+        raise Mistake(
+            f"train.micro_batch_tokens: {type(learner.objective).__name__} compares a step's rows with each other, so they "
+            "are not split. Set it to null."
+        )
     raise Mistake(
         f"train.micro_batch_size={given.train.micro_batch_size}: {type(learner.objective).__name__} compares a step's "
         f"rows with each other, and {given.accumulation} micro-batches would not see each other. Leave it null, lower "
@@ -148,14 +176,42 @@ def check_split(given: Settings, learner: Learner) -> None:
     )
 
 
+def lengths_of(split: Split) -> np.ndarray:
+    """int32 [rows], text tokens"""
+    examples = split.examples
+    return (
+        examples.lengths if isinstance(examples, FlatExamples) else np.array([len(one.input_ids) for one in examples])
+    )
+
+
+def check_lengths(given: Settings, train: Split, lengths: np.ndarray) -> None:
+    """Raises `Mistake` for what goes by the rows' tokens where they have none, or more than are to be taken."""
+    if not lengths.any():
+        asked = {
+            "data.order=grouped": given.data.order == "grouped",
+            "data.packing=true": given.data.packing,
+            "train.micro_batch_tokens": given.train.micro_batch_tokens is not None,
+        }
+        named = [name for name, there in asked.items() if there]
+        if named:
+            raise Mistake(f"{named[0]} goes by the rows' text tokens, and they have none. Take it away.")
+    budget = given.train.micro_batch_tokens
+    if budget is not None and lengths.max() > budget:
+        longest = train.examples[int(lengths.argmax())]
+        raise Mistake(
+            f"train.micro_batch_tokens={budget}: {longest.row.where} (id {longest.id}) alone has {lengths.max()} text "
+            "tokens. Raise it, or take shorter rows (data.max_length)."
+        )
+
+
 def check_monitor(given: Settings, learner: Learner) -> None:
     """Raises `Mistake` when no evaluation will give checkpoint.monitor, or early stopping has none to go by."""
-    held_out = learner.examples.get("val")
-    if not held_out:
+    rows = held_out(learner.splits)
+    if not rows:
         if given.early_stopping.patience is not None:
             raise Mistake("early_stopping.patience is set, but the data has no val rows to stop by. Add data.val_path.")
         return
-    names = {"loss", *learner.objective.counts(learner.collate(held_out[:1]))}
+    names = {"loss", *learner.objective.counts(learner.collate(rows[:1]))}
     if given.evaluation.predict_rows != 0:
         names |= set(learner.objective.metric_names)
     known = sorted(f"val/{name}" for name in names)

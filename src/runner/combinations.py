@@ -29,6 +29,7 @@ def check_combinations(tree: Tree, choices: Mapping[str, str], objective_seats: 
     yield from name_is_a_folder(tree)
     yield from steps_or_epochs(tree)
     yield from batch_divides(tree)
+    yield from streams(tree)
     yield from parts_say_how(tree)
     yield from local_is_one_process(tree, choices)
     yield from precision_on_device(tree)
@@ -86,6 +87,13 @@ def batch_divides(tree: Tree) -> Iterator[str]:
     micro = count(tree, "train.micro_batch_size")
     if batch is None or processes is None:
         return
+    if count(tree, "train.micro_batch_tokens"):
+        if micro is not None:
+            yield (
+                f"train.micro_batch_size={micro} and train.micro_batch_tokens={at(tree, 'train.micro_batch_tokens')} both "
+                "say what a forward takes. Set one of them to null."
+            )
+        return
     if at(tree, "train.micro_batch_size") is None:
         if batch % processes:
             yield f"train.batch_size={batch} is no multiple of cluster.num_processes={processes}. Change one of them."
@@ -94,6 +102,20 @@ def batch_divides(tree: Tree) -> Iterator[str]:
             f"train.batch_size={batch} is not a multiple of train.micro_batch_size={micro} times "
             f"cluster.num_processes={processes}. Change one of them."
         )
+
+
+def streams(tree: Tree) -> Iterator[str]:
+    """What cannot be where the rows are not known beforehand."""
+    if at(tree, "data.streaming") is not True:
+        return
+    if count(tree, "train.epochs"):
+        yield "data.streaming=true: nobody knows how many rows an epoch has. Set train.max_steps, and train.epochs=null."
+    if at(tree, "data.order") == "grouped":
+        yield "data.streaming=true: rows that are not known cannot be grouped by length. Set data.order=shuffled or file."
+    if (count(tree, "data.workers") or 0) > 1:
+        yield f"data.workers={at(tree, 'data.workers')}: a stream is read by one worker at most. Set 1 or 0."
+    if tree.get("llm") is None:
+        yield "data.streaming=true: an objective without a language model goes by all its rows. Set data.streaming=false."
 
 
 def parts_named(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Tree]]:

@@ -15,10 +15,11 @@ from rich.console import Console
 from runner import config
 from runner.announce import computing, describe
 from runner.config import Composed
+from runner.data.intake import Split
 from runner.data.length import check_answers_fit
 from runner.evaluate import evaluate
 from runner.peers import Peers
-from runner.protocols import Mistake, Prediction, Row
+from runner.protocols import Example, Mistake, Prediction
 from runner.run_folder import write_json, write_lines
 from runner.seats import read_splits
 from runner.settings import Evaluate
@@ -33,8 +34,9 @@ def evaluate_run(composed: Composed) -> dict[str, Any]:
     asked = composed.tree
     console = Console(soft_wrap=True, highlight=False)
     run = open_trained(asked, composed.plugin_folders)
-    name, rows = chosen_rows(run, config.section(asked["evaluate"], Evaluate).split, (asked["data"] or {}).get("path"))
-    examples, lengths = run.frame.fit(run.frame.render(rows), run.settings.data)
+    asked_split = config.section(asked["evaluate"], Evaluate).split
+    name, taken = chosen_split(run, asked_split, (asked["data"] or {}).get("path"))
+    examples: Sequence[Example] = taken.examples
     prompts = run.frame.prompts(examples[: run.settings.evaluation.predict_rows])
     check_answers_fit(prompts, run.composed.tree["model"].get("max_new_tokens"), run.frame.takes)
     folder = run.folder / "evaluations"
@@ -51,7 +53,7 @@ def evaluate_run(composed: Composed) -> dict[str, Any]:
     content = run.chosen.content
     for line in (
         f"Run: {run.folder}, step {content.step} ({run.chosen.why}).",
-        f"Data, {name}: {describe(lengths)}",
+        f"Data, {name}: {describe(taken)}",
         computing(run.precision),
         "",
     ):
@@ -84,17 +86,25 @@ def evaluate_run(composed: Composed) -> dict[str, Any]:
     return summary
 
 
-def chosen_rows(run: Trained, split: str, path: str | None) -> tuple[str, Sequence[Row]]:
+def chosen_split(run: Trained, split: str, path: str | None) -> tuple[str, Split]:
     """A split by its name, or the rows of a file or folder that was named, by that one's."""
-    splits = read_splits(run.composed, run.frame.modalities)
-    if path is not None and len(splits) == 1:
-        (rows,) = splits.values()
-        place = Path(os.path.abspath(path))  # `.` has no name of its own
-        return place.name if place.is_dir() else place.stem, rows
-    if not splits.get(split):
-        hint = did_you_mean(split, splits, otherwise=".")
-        raise Mistake(f"evaluate.split={split}: the data has {', '.join(splits)}{hint}")
-    return split, splits[split]
+    named_by_path = False
+
+    def choose(names: Sequence[str]) -> Sequence[str]:
+        nonlocal named_by_path
+        named_by_path = path is not None and len(names) == 1
+        if split not in names and not named_by_path:
+            hint = did_you_mean(split, names, otherwise=".")
+            raise Mistake(f"evaluate.split={split}: the data has {', '.join(names)}{hint}")
+        return names if named_by_path else [split]
+
+    ((name, taken),) = read_splits(run.composed, run.frame, choose).items()
+    if not taken.examples:
+        raise Mistake(f"evaluate.split={split}: it has no row. See what was left out, or give another data.path.")
+    if named_by_path:
+        place = Path(os.path.abspath(path or ""))  # `.` has no name of its own
+        name = place.name if place.is_dir() else place.stem
+    return name, taken
 
 
 def line_of(prediction: Prediction) -> str:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 from torch import nn
 
 from runner.models.lora import matches
-from runner.protocols import Example, Objective
+from runner.protocols import Objective
 
 
 @dataclass(frozen=True)
@@ -85,25 +81,3 @@ def files_of(objective: Objective) -> dict[str, dict[str, str]]:
     """sha256 of the weight files of every part that has files of its own."""
     modules = cast(nn.Module, objective).named_modules()
     return {name: dict(module.files) for name, module in modules if getattr(module, "files", None)}
-
-
-def data_fingerprint(examples: Sequence[Example]) -> str:
-    """A hash of what training sees of its rows, in order: ids, tokens, labels, places, and numbers that stand in them;
-    of files it has the names alone."""
-    digest = hashlib.sha256()
-    for one in examples:
-        digest.update(f"{one.id}\0{one.places}\0{one.row.label!r}\0{len(one.input_ids)}\0".encode())
-        digest.update(one.input_ids.tobytes() + one.labels.tobytes())
-        digest.update(one.row.horizon.values.tobytes() if one.row.horizon else b"")
-        for name, items in one.row.items.items():
-            for item in items:
-                digest.update(f"{name}\0".encode())
-                digest.update(item.tobytes() if isinstance(item, np.ndarray) else named(item))
-    return digest.hexdigest()
-
-
-def named(item: Any) -> bytes:
-    """A file by its name, so that moved data is the same data; numbers and texts as they are written."""
-    if isinstance(item, Path):
-        return item.name.encode()
-    return repr(item).encode() if isinstance(item, str | int | float | list) else type(item).__name__.encode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,13 +11,14 @@ import numpy as np
 from runner import settings
 from runner.config import Composed
 from runner.data.collate import Collate
+from runner.data.flat import RowsOf
 from runner.data.length import LengthReport
 from runner.data.rows import check_modalities, placeholder_names, with_text
 from runner.models.freeze import keep_frozen
 from runner.models.initialization import seeded
 from runner.offers import check_offers
 from runner.protocols import Encoder, Example, LabelObjective, Mistake, Objective, PooledFusion, Projector, Row
-from runner.seats import Learner, build_encoders, build_projectors, check_asks, read_splits, seat
+from runner.seats import Learner, build_encoders, build_projectors, check_asks, held_out, read_splits, seat
 from runner.targets import asked_by
 from runner.trial import check_pools
 
@@ -43,22 +44,24 @@ class Frame:
     def takes(self) -> int | None:
         return None
 
-    def render(self, rows: Sequence[Row]) -> list[Example]:
-        check_modalities(rows, self.modalities)
+    def example(self, row: Row) -> Example:
+        check_modalities([row], self.modalities)
         if "text" in self.modalities:
-            rows = [with_text(row, placeholder_names(self.modalities)) for row in rows]
-        for row in rows:
-            if not any(row.items.get(modality) for modality in self.modalities):
-                raise Mistake(
-                    f"{row.where} (id {row.id}) has none of {', '.join(self.modalities)}, so there is nothing to see. "
-                    "Give it an item or take it out."
-                )
-        return [example_of(row, self.modalities) for row in rows]
+            row = with_text(row, placeholder_names(self.modalities))
+        if not any(row.items.get(modality) for modality in self.modalities):
+            raise Mistake(
+                f"{row.where} (id {row.id}) has none of {', '.join(self.modalities)}, so there is nothing to see. Give it "
+                "an item or take it out."
+            )
+        return example_of(row, self.modalities)
 
-    def fit(self, examples: Sequence[Example], given: settings.Data) -> tuple[list[Example], LengthReport]:
-        return list(examples), report_of(examples)
+    def fitting(self, given: settings.Data) -> AnyLength:
+        return AnyLength()
 
-    def prompts(self, examples: Sequence[Example]) -> list[Example]:
+    def reads(self) -> dict[str, Any]:
+        return {"modalities": self.modalities}
+
+    def prompts(self, examples: Iterable[Example]) -> list[Example]:
         return list(examples)
 
     def collate(self) -> Collate:
@@ -69,18 +72,19 @@ def build_learner(composed: Composed, predict_rows: int | None, memory: Mapping[
     """Raises `Mistake` for whatever config and rows have wrong. What a run that goes on kept of its rows (`memory`) is
     told anew by them, so that other rows are found."""
     frame = build_frame(composed, memory)
-    examples = read_examples(composed, frame)
+    splits = read_splits(composed, frame)
+    train = splits["train"].examples
     projectors = own_projectors(composed, frame)
     width = composed.tree["model"].get("width", 0)
-    check_pools(frame.encoders, projectors, width, frame.fusion, frame.collate(), examples["train"])
-    objective = build_objective(composed, frame, projectors, rows=[one.row for one in examples["train"]])
-    for one in (one for split in examples.values() for one in split):
-        objective.check_row(one.row)
-    for split, some in examples.items():
-        getattr(objective, "check_rows", lambda *_: None)(split, [one.row for one in some])
-    lengths = {split: report_of(rows) for split, rows in examples.items()}
+    check_pools(frame.encoders, projectors, width, frame.fusion, frame.collate(), train)
+    objective = build_objective(composed, frame, projectors, rows=RowsOf(train))
+    for split, one in splits.items():
+        rows = RowsOf(one.examples)
+        for row in rows:
+            objective.check_row(row)
+        getattr(objective, "check_rows", lambda *_: None)(split, rows)
     kept: dict[str, Any] = getattr(objective, "memory", dict)()
-    return Learner(objective, examples, examples.get("val", [])[:predict_rows], lengths, frame.collate(), kept, ())
+    return Learner(objective, splits, list(held_out(splits)[:predict_rows]), frame.collate(), kept, ())
 
 
 def build_trained(composed: Composed, frame: Frame, memory: Mapping[str, Any]) -> Objective:
@@ -92,7 +96,7 @@ def skeleton(composed: Composed) -> Objective:
     """Shapes without weights; rows are read where the objective goes by them, by their classes for instance."""
     frame = build_frame(composed, None)
     goes_by_rows = "rows" in asked_by_model(composed)
-    rows = [one.row for one in read_examples(composed, frame)["train"]] if goes_by_rows else None
+    rows = RowsOf(read_splits(composed, frame, lambda _: ["train"])["train"].examples) if goes_by_rows else None
     return build_objective(composed, frame, own_projectors(composed, frame), rows)
 
 
@@ -131,14 +135,6 @@ def own_projectors(composed: Composed, frame: Frame) -> dict[str, Projector]:
     return build_projectors(composed, frame.widths, width)
 
 
-def read_examples(composed: Composed, frame: Frame) -> dict[str, list[Example]]:
-    """By split."""
-    examples = {split: frame.render(rows) for split, rows in read_splits(composed, frame.modalities).items()}
-    if not examples.get("train"):
-        raise Mistake("data: there is no row to train on. Give another data.path.")
-    return examples
-
-
 def build_objective(
     composed: Composed,
     frame: Frame,
@@ -156,8 +152,20 @@ def build_objective(
     return cast(LabelObjective, objective)
 
 
-def report_of(examples: Sequence[Example]) -> LengthReport:
-    return LengthReport(len(examples), 0, 0, 0, 0, 0)
+class AnyLength:
+    """Rows without text have no length of their own: all are taken."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def fit(self, example: Example) -> list[Example]:
+        self.count += 1
+        return [example]
+
+    def check(self) -> None: ...
+
+    def report(self) -> LengthReport:
+        return LengthReport(self.count, 0, 0, 0, 0, 0)
 
 
 def example_of(row: Row, modalities: Sequence[str]) -> Example:

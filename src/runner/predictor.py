@@ -115,7 +115,7 @@ def decoding_of(asked: Mapping[str, Any], own: Decoding | None) -> Decoding | No
 
 def questions(run: Trained, rows: Sequence[Row]) -> list[Example]:
     """What the model reads of the rows: an answer that stands at their end is left out."""
-    return run.frame.prompts(run.frame.render(rows))
+    return run.frame.prompts(run.frame.example(row) for row in rows)
 
 
 def answer_of(prediction: Prediction) -> Answer:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from runner.feed import Loaded
 
 
 def read_later(values: Tensor) -> Callable[[], list[float]]:
@@ -39,6 +42,7 @@ class Recorder:
         self._grad_norm = torch.zeros(())
         self.samples = 0
         self.tokens = 0
+        self.padded = 0
         self.seconds = 0.0
         self._clear()
 
@@ -47,6 +51,7 @@ class Recorder:
         self._counts: dict[str, float] = {}
         self._samples = 0
         self._tokens = 0
+        self._padded = 0
         self._worked = 0.0
         self._began = time.perf_counter()
 
@@ -65,8 +70,13 @@ class Recorder:
     def state(self, windows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         """The open window, `windows` of all processes, so that the line it goes into is the same after a resume."""
         window = {"sums": windows, "counts": self._counts, "samples": self._samples, "tokens": self._tokens}
-        window |= {"weights": self._weights, "lr": self._lr, "grad_norm": float(self._grad_norm)}
-        return window | {"run": [self.samples, self.tokens, self.seconds]}
+        window |= {
+            "padded": self._padded,
+            "weights": self._weights,
+            "lr": self._lr,
+            "grad_norm": float(self._grad_norm),
+        }
+        return window | {"run": [self.samples, self.tokens, self.padded, self.seconds]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """For another number of processes than saved it, the first one takes all the sums."""
@@ -77,10 +87,10 @@ class Recorder:
         device = self._accelerator.device
         self._sums = {name: torch.tensor(value, device=device) for name, value in windows[rank].items()}
         self._counts = dict(state["counts"])
-        self._samples, self._tokens = state["samples"], state["tokens"]
+        self._samples, self._tokens, self._padded = state["samples"], state["tokens"], state["padded"]
         self._weights, self._lr = dict(state["weights"]), state["lr"]
         self._grad_norm = torch.tensor(state["grad_norm"], device=device)
-        self.samples, self.tokens, self.seconds = state["run"]
+        self.samples, self.tokens, self.padded, self.seconds = state["run"]
 
     @property
     def is_open(self) -> bool:
@@ -92,25 +102,26 @@ class Recorder:
         terms: Mapping[str, Tensor],
         weights: Mapping[str, float],
         counts: Mapping[str, float],
-        samples: int,
-        tokens: int,
+        loaded: Loaded,
         lr: float,
         grad_norm: Tensor,
     ) -> None:
-        """One optimizer step: this process's sums, and counts, samples and tokens over all processes."""
+        """One optimizer step: this process's sums, and counts over all processes."""
         self._weights, self._lr, self._grad_norm = dict(weights), lr, grad_norm
         for name, value in terms.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         for name, count in counts.items():
             self._counts[name] = self._counts.get(name, 0.0) + count
-        self._samples += samples
-        self._tokens += tokens
+        self._samples += loaded.samples
+        self._tokens += loaded.tokens
+        self._padded += loaded.padded
 
     def line(self, step: int, skipped: Tensor, ids: list[str] | None) -> dict[str, Any] | None:
         """Close the window at `step` (steps done); gives the line of the window before, if there was one."""
         seconds = max(self._worked + time.perf_counter() - self._began, 1e-9)
         self.samples += self._samples
         self.tokens += self._tokens
+        self.padded += self._padded
         self.seconds += seconds
         names = list(self._sums)
         sums = torch.stack([self._sums[name] for name in names])
@@ -124,6 +135,8 @@ class Recorder:
             "samples_per_s": self._samples / seconds,
             "tokens_per_s": self._tokens / seconds,
         }
+        if self._padded:
+            known["padding_efficiency"] = self._tokens / self._padded
         if ids is not None:
             known["ids"] = ids
         before = self.flush()

@@ -7,7 +7,7 @@ of one modality in a batch, T tokens of an item, E width of an encoder, D width 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,6 +96,9 @@ class Stream:
     places: list[tuple[int, int, int]]
     """For each of the N: row in the batch, text token it comes before, rank among its row's items of all modalities."""
 
+    def pin_memory(self) -> Stream:
+        return replace(self, inputs={name: tensor.pin_memory() for name, tensor in self.inputs.items()})
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -112,6 +115,11 @@ class Batch:
     rows: list[Row]
     weights: list[float]
     """Of each row; one of weight 0 counts for nothing."""
+
+    def pin_memory(self) -> Batch:
+        """In memory that a GPU copies from while the program goes on; torch's loader calls it."""
+        streams = {name: stream.pin_memory() for name, stream in self.streams.items()}
+        return replace(self, input_ids=self.input_ids.pin_memory(), labels=self.labels.pin_memory(), streams=streams)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from runner import config, settings
 from runner.config import Composed
 from runner.data.collate import Collate
-from runner.data.length import LengthReport
+from runner.data.intake import Fitting, Split, take_in
+from runner.data.stream import open_stream
 from runner.models.initialization import seeded
 from runner.offers import check_offers, check_splits
 from runner.protocols import (
@@ -38,11 +39,10 @@ class Learner:
     """An objective and what it learns from."""
 
     objective: Objective
-    examples: Mapping[str, list[Example]]
-    """By split: rows as numbers."""
+    splits: Mapping[str, Split]
+    """Rows as numbers."""
     prompts: list[Example]
     """The val rows that are predicted, without what is to be found out."""
-    lengths: Mapping[str, LengthReport]
     collate: Collate
     memory: Mapping[str, Any]
     """JSON that checkpoints keep: with it the model can be built where these rows are not."""
@@ -63,15 +63,19 @@ class Frame(Protocol):
         """Text tokens that the model takes, if it reads any and says how many."""
         ...
 
-    def render(self, rows: Sequence[Row]) -> list[Example]:
+    def example(self, row: Row) -> Example:
         """Raises `Mistake` for a row that the model could not read."""
         ...
 
-    def fit(self, examples: Sequence[Example], given: settings.Data) -> tuple[list[Example], LengthReport]:
-        """What is left after data.over_length; each has something to learn."""
+    def fitting(self, given: settings.Data) -> Fitting:
+        """What becomes of an example that is too long, by data.over_length."""
         ...
 
-    def prompts(self, examples: Sequence[Example]) -> list[Example]:
+    def reads(self) -> Mapping[str, Any]:
+        """JSON of all that shapes an example beside its row and the settings of data."""
+        ...
+
+    def prompts(self, examples: Iterable[Example]) -> list[Example]:
         """Without what is to be found out."""
         ...
 
@@ -164,14 +168,33 @@ def build_projectors(composed: Composed, widths: Mapping[str, int], width: int) 
     return projectors
 
 
-def read_splits(composed: Composed, modalities: Sequence[str]) -> dict[str, Sequence[Row]]:
-    """The rows of the config's source, by split."""
+def read_splits(
+    composed: Composed, frame: Frame, choose: Callable[[Sequence[str]], Sequence[str]] = lambda names: names
+) -> dict[str, Split]:
+    """The examples of the config's source, of those of its splits that are chosen.
+
+    Raises `Mistake` for rows that cannot be used.
+    """
+    given = config.section(composed.tree["data"], settings.Data)
     source: RowSource = mixed_seat(composed, "data", settings.Data)
     check_offers(source, "data", RowSource)
     with named("data", composed.tree["data"]):
-        splits = source.read(sorted({*ITEM_FIELDS, *modalities}))
-    check_splits(splits)
-    return dict(splits)
+        splits = source.read(sorted({*ITEM_FIELDS, *frame.modalities}))
+        check_splits(splits)
+        own = getattr(source, "fingerprint", lambda: None)()
+        taken = {}
+        for split in choose(list(splits)):
+            if given.streaming and split == "train":
+                taken[split] = open_stream(split, splits[split], frame, given, composed.tree["seed"])
+            else:
+                taken[split] = take_in(split, splits[split], frame, given, own)
+    if "train" in taken and not taken["train"].examples:
+        raise Mistake("data: there is no row to train on. See what was left out, or give another data.path.")
+    return taken
+
+
+def held_out(splits: Mapping[str, Split]) -> Sequence[Example]:
+    return splits["val"].examples if "val" in splits else ()
 
 
 def build_checkpointer(composed: Composed) -> Checkpointer:

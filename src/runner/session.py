@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -50,6 +50,8 @@ class Progress:
     wall_s: float = 0.0
     """Seconds of the run's earlier lives."""
     tracker_key: str | None = None
+    cursor: Sequence[int] | None = None
+    """Where a stream of rows stands."""
 
     def note_evaluation(self, metrics: Mapping[str, float], checkpoint: Checkpoint, min_delta: float) -> None:
         """`metrics` by `split/name`. A metric that is not a number counts as no improvement."""

@@ -35,6 +35,8 @@ class Train:
     """Samples of one optimizer step, over all processes."""
     micro_batch_size: Count | None
     """Samples of one forward of one process; null: batch_size / processes."""
+    micro_batch_tokens: Count | None
+    """Text tokens of one forward of one process, padding with them, instead of a number of rows."""
     clip_norm: Annotated[float, Gt(0)] | None
     log_every: Count
     eval_every: Count | None
@@ -71,6 +73,10 @@ class Data:
     """Text tokens before the first learnt answer; null: no limit of its own."""
     over_length: Literal["error", "drop", "truncate_prompt", "truncate", "split"]
     order: Literal["shuffled", "grouped", "file"]
+    streaming: bool
+    """Rows are read as they are needed, not before."""
+    buffer: Count
+    """Rows of a stream that are shuffled together."""
     packing: bool
     """Rows of a micro-batch one after another instead of padded side by side."""
     workers: CountOrZero

@@ -23,7 +23,6 @@ from torch import Tensor
 from runner.announce import announce, conclude
 from runner.build import build, read_settings
 from runner.config import Composed
-from runner.data.order import steps_per_epoch
 from runner.evaluate import evaluate
 from runner.feed import steps_of
 from runner.inventory import components_of
@@ -36,7 +35,7 @@ from runner.protocols import Fault, Mistake, RunDescription, Stopped
 from runner.recording import Recorder
 from runner.resume import check_same, continue_from, find_start, flat_config
 from runner.run_folder import open_run
-from runner.seats import build_checkpointer
+from runner.seats import build_checkpointer, held_out
 from runner.session import Anchored, Gate, Progress, Session, save
 from runner.signals import stop_on_signal
 from runner.terminal import Terminal, listed
@@ -66,9 +65,7 @@ def train(composed: Composed, folder: Path) -> dict[str, Any]:
         progress, recorder = Progress(), Recorder(accelerator)
         if start.content is not None:
             continue_from(start, parts, progress, recorder, accelerator)
-        steps = given.train.max_steps or (given.train.epochs or 0) * steps_per_epoch(
-            len(parts.examples["train"]), given.train.batch_size
-        )
+        steps = given.train.max_steps or (given.train.epochs or 0) * parts.order.steps_per_epoch
         if progress.step > steps:
             raise Mistake(
                 f"The run stands at step {progress.step:,}, past the {steps:,} that it is to have. Raise that."
@@ -139,14 +136,14 @@ def loop(session: Session) -> None:
                 stop_here(session, fed.stop)
 
             # 1. What the step's sums are divided by came with it: the targets in all its micro-batches and processes.
-            counts, last = fed.counts, len(fed.micro_batches) - 1
+            counts, last = fed.counts, len(fed.loaded.micro_batches) - 1
 
             # 2. Forward and backward; gradients cross processes on the last micro-batch only. Dropout is a function of
             #    the seed, the step, the process and the micro-batch, so nothing of it needs to be saved.
             sums: dict[str, Tensor] = {}
             weights: dict[str, float] = {}
             with frozen_at(fed.step, session.parts.model_parts):
-                for k, batch in enumerate(fed.micro_batches):
+                for k, batch in enumerate(fed.loaded.micro_batches):
                     reseed(accelerator.device, given.run.seed, "step", fed.step, peers.rank, k)
                     with nullcontext() if k == last else accelerator.no_sync(model):
                         terms = model(batch).terms
@@ -165,14 +162,13 @@ def loop(session: Session) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
             gate.step(grad_norm)
-            progress.step = fed.step + 1
+            progress.step, progress.cursor = fed.step + 1, fed.loaded.cursor
 
             # 4. Record. The numbers stay on the device and are read one line later.
-            tokens = sum(len(row.input_ids) for row in fed.rows)
-            recorder.add(sums, weights, counts, len(fed.rows), tokens, optimizer.param_groups[0]["lr"], grad_norm)
+            recorder.add(sums, weights, counts, fed.loaded, optimizer.param_groups[0]["lr"], grad_norm)
             done = progress.step == session.total_steps
             if given.train.log_ids or progress.step % given.train.log_every == 0 or done:
-                ids = [row.id for row in fed.rows] if given.train.log_ids else None
+                ids = fed.loaded.ids() if given.train.log_ids else None
                 log_train(session, recorder.line(progress.step, gate.skipped, ids))
             seconds_a_step = (time.monotonic() - began) / (progress.step - first)
             session.terminal.advance(progress.step, seconds_a_step * (session.total_steps - progress.step))
@@ -254,7 +250,8 @@ def patience_is_spent(session: Session) -> bool:
 def hold_out(session: Session) -> None:
     """Evaluate on the val rows, if there are any, log it, and remember whether it was the best."""
     parts, given, progress = session.parts, session.parts.settings, session.progress
-    if not parts.examples.get("val"):
+    rows = held_out(parts.splits)
+    if not rows:
         progress.owes_evaluation = False
         return
     progress.owes_evaluation = True
@@ -264,15 +261,14 @@ def hold_out(session: Session) -> None:
         if number:
             stop_here(session, number)
 
-    batch_size = given.evaluation.batch_size or given.micro_batch_size
     session.share_buffers()
     try:
         metrics, session.predictions = evaluate(
             parts.objective,
-            parts.examples["val"],
+            rows,
             parts.prompts,
             parts.collate,
-            batch_size,
+            given.evaluation.batch_size or given.micro_batch_size,
             session.accelerator,
             session.peers,
             check_stop,
@@ -323,7 +319,7 @@ def close(session: Session) -> dict[str, Any]:
             "by_component": {one.name: {"trainable": one.trainable, "frozen": one.frozen} for one in components},
         },
         "precision": session.precision.as_dict(),
-        "data": {split: asdict(report) for split, report in parts.lengths.items()},
+        "data": {split: asdict(one.lengths) | {"skipped": one.bad.skipped} for split, one in parts.splits.items()},
         "skipped_steps": progress.skipped_steps,
         "throughput": {
             "samples_per_s": session.recorder.samples / seconds,

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from runner.protocols import BadRow, Mistake, Row
 
 TOLD = 10
 """Different reasons told at once."""
+
+
+@dataclass(frozen=True)
+class BadReport:
+    """What was left out of a split."""
+
+    total: int
+    """Rows that were read, bad ones with them."""
+    skipped: int
+    lines: list[str]
+    """A line for each of the first reasons."""
 
 
 class BadRows:
@@ -60,6 +72,9 @@ class BadRows:
         else:
             return
         raise Mistake("\n".join([head, *self.lines(), end]))
+
+    def report(self) -> BadReport:
+        return BadReport(self.total, self.count, self.lines())
 
     def counted(self) -> str:
         return f"{self.count:,} row{'s' if self.count > 1 else ''}"

@@ -6,11 +6,12 @@ reads is what its template writes. Learnt are the assistant's turns, up to and w
 
 from __future__ import annotations
 
+import hashlib
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jinja2 import TemplateError
@@ -78,6 +79,16 @@ class ChatFormat:
         """Where generation stops: the token that ends the assistant's turn, and the tokenizer's end of text."""
         ends = [self.end_of_turn, self.tokenizer.eos_token_id]
         return list(dict.fromkeys(id for id in ends if id is not None))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON of all that shapes a rendering and its tokens."""
+        tokenizer = self.tokenizer
+        written = f"{tokenizer.backend_tokenizer.to_str()}{tokenizer.chat_template}{tokenizer.special_tokens_map}"
+        return {
+            "tokenizer": hashlib.sha256(written.encode()).hexdigest(),
+            "modalities": self.modalities,
+            "placement": self.placement,
+        }
 
     def find_end_of_turn(self, special_ids: set[int]) -> int:
         row = Row("probe", "A probe", (Message("user", "Question"), Message("assistant", "Answer")))

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from runner.data.decode import decode
+from runner.data.loading import note
 from runner.protocols import IGNORED, Batch, Example, Mistake, Preprocess, Stream
 
 
@@ -24,16 +26,17 @@ class Collate:
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         lengths = [len(example.input_ids) for example in examples]
-        input_ids = torch.full((len(examples), max(lengths)), self.pad_id, dtype=torch.long)
-        labels = torch.full_like(input_ids, IGNORED)
+        input_ids = np.full((len(examples), max(lengths)), self.pad_id, dtype=np.int64)
+        labels = np.full_like(input_ids, IGNORED)
         for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
-            input_ids[row, :length] = torch.from_numpy(example.input_ids)
-            labels[row, :length] = torch.from_numpy(example.labels)
+            input_ids[row, :length] = example.input_ids
+            labels[row, :length] = example.labels
         streams = {modality: self.stream(modality, examples) for modality in self.preprocess}
+        note("")
         return Batch(
             ids=[example.id for example in examples],
-            input_ids=input_ids,
-            labels=labels,
+            input_ids=torch.from_numpy(input_ids),
+            labels=torch.from_numpy(labels),
             lengths=lengths,
             streams={modality: stream for modality, stream in streams.items() if stream.places},
             rows=[example.row for example in examples],
@@ -51,6 +54,7 @@ class Collate:
 
     def item(self, modality: str, example: Example, item: int) -> dict[str, Tensor]:
         value = example.row.items[modality][item]
+        note(f"{example.row.where} (id {example.id}), `{modality}` item {item + 1}")
         try:
             return self.preprocess[modality](decode(modality, value))
         except Exception as error:  # a broken file shows itself in many ways; the row is what the user needs to know

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from runner.data.chat import ChatFormat
 from runner.protocols import IGNORED, Example, Mistake
 
 NAMED = 5
@@ -26,48 +24,48 @@ class LengthReport:
     """Text tokens of the longest row, before anything was done."""
 
 
-def fit(
-    examples: Sequence[Example],
-    max_length: int,
-    policy: Literal["error", "drop", "truncate_prompt"],
-    chat: ChatFormat,
-) -> tuple[list[Example], LengthReport]:
-    """The examples that have at most `max_length` text tokens, or are made to; each has something to learn."""
-    untaught = [example for example in examples if not (example.labels != IGNORED).any()]
-    if untaught:
-        raise Mistake(
-            f"{rows(len(untaught))} without an assistant's turn, so there is nothing to learn from: "
-            f"{named(untaught)}. Give each an answer or take it out."
-        )
-    over = [example for example in examples if len(example.input_ids) > max_length]
-    longest = max((len(example.input_ids) for example in examples), default=0)
-    if over and policy == "error":
-        raise Mistake(
-            f"{rows(len(over))} of {len(examples):,} longer than data.max_length={max_length} tokens: {named(over)}. "
-            f"Raise it (data.max_length={longest}, if the language model takes that many), leave such rows out "
-            "(data.over_length=drop) or cut their user texts from the front (data.over_length=truncate_prompt)."
-        )
-    if policy == "truncate_prompt":
-        kept = [
-            chat.truncate(example.row, max_length) if len(example.input_ids) > max_length else example
-            for example in examples
-        ]
-    else:
-        kept = [example for example in examples if len(example.input_ids) <= max_length]
-    if examples and not kept:
-        raise Mistake(
-            f"Every one of the {rows(len(examples))} is longer than data.max_length={max_length} tokens: none is left. "
-            f"The longest has {longest}; raise data.max_length."
-        )
-    truncated = len(over) if policy == "truncate_prompt" else 0
-    return kept, LengthReport(
-        total=len(examples),
-        over=len(over),
-        dropped=len(examples) - len(kept),
-        truncated=truncated,
-        tokens_cut=sum(len(example.input_ids) - max_length for example in over) if truncated else 0,
-        longest=longest,
-    )
+class LengthPolicy:
+    def __init__(self, max_length, policy, chat):
+        self.max_length, self.policy, self.chat = max_length, policy, chat
+        self.total = self.over = self.dropped = self.cut = self.longest = 0
+        self.untaught, self.over_rows = [], []
+
+    def fit(self, example):
+        self.total += 1
+        self.longest = max(self.longest, len(example.input_ids))
+        if not (example.labels != IGNORED).any():
+            self.untaught.append(example)
+            return []
+        if self.max_length is None or len(example.input_ids) <= self.max_length:
+            return [example]
+        self.over += 1
+        self.over_rows.append(example)
+        if self.policy == "truncate_prompt":
+            self.cut += len(example.input_ids) - self.max_length
+            return [self.chat.truncate(example.row, self.max_length)]
+        self.dropped += 1
+        return []
+
+    def check(self):
+        if self.untaught:
+            raise Mistake(
+                f"{rows(len(self.untaught))} without an assistant's turn, so there is nothing to learn from: "
+                f"{named(self.untaught)}. Give each an answer or take it out."
+            )
+        if self.over and self.policy == "error":
+            raise Mistake(
+                f"{rows(self.over)} of {self.total:,} longer than data.max_length={self.max_length} tokens: {named(self.over_rows)}. "
+                f"Raise it (data.max_length={self.longest}, if the language model takes that many), leave such rows out "
+                "(data.over_length=drop) or cut their user texts from the front (data.over_length=truncate_prompt)."
+            )
+        if self.total and self.dropped == self.total:
+            raise Mistake(
+                f"Every one of the {rows(self.total)} is longer than data.max_length={self.max_length} tokens: none is left. "
+                f"The longest has {self.longest}; raise data.max_length."
+            )
+
+    def report(self):
+        return LengthReport(self.total, self.over, self.dropped, self.over - self.dropped, self.cut, self.longest)
 
 
 def check_answers_fit(

@@ -1,100 +1,107 @@
 """Which row comes next: pure functions of (seed, epoch, position), whatever the number of processes or loader workers.
 
-A step takes `batch_size` rows of the epoch's order, the last of an epoch what is left. They are dealt as micro-batches
-of `micro_batch_size` rows a process; a process that gets none runs one row with weight 0, so that all do the same.
+A step takes `batch_size` rows of the epoch's order, the last of an epoch what is left. Shapes: R rows of an epoch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from runner.protocols import IGNORED, Example
 
-Order = Literal["shuffled", "file"]
+GROUPED_TOGETHER = 64
+"""Steps whose rows are sorted by length together: more pad less, and mix less."""
 
 
-class Key(NamedTuple):
-    """What a loader asks its data set for; the epoch is for random transforms."""
+@dataclass(frozen=True, eq=False)  # compared by identity, as the cache of its epochs does
+class Order:
+    """The rows of every step. `shares` of a mixture: how many rows each source has, and its weight; its rows follow each
+    other. `lengths` [rows], text tokens, for `grouped`."""
 
-    epoch: int
-    row: int
-    weight: Literal[0, 1]
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    rows: tuple[int, ...]
-    weight: Literal[0, 1]
-
-
-def steps_per_epoch(n: int, batch_size: int) -> int:
-    return -(-n // batch_size)
-
-
-def rows_of_step(step: int, n: int, batch_size: int, seed: int, order: Order) -> tuple[int, list[int]]:
-    """The epoch of optimizer step `step`, counted from 0, and its rows over all processes, in order."""
-    epoch, position = divmod(step, steps_per_epoch(n, batch_size))
-    start, stop = position * batch_size, min(n, (position + 1) * batch_size)
-    return epoch, list(range(start, stop)) if order == "file" else permutation(n, seed, epoch)[start:stop].tolist()
-
-
-@lru_cache(maxsize=2)
-def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """int64 [n], from numpy's legacy generator: the one whose stream is promised never to change (NEP 19)."""
-    digest = hashlib.blake2b(f"order/{seed}/{epoch}".encode(), digest_size=16).digest()
-    return np.random.RandomState(np.frombuffer(digest, dtype="<u4")).permutation(n)
-
-
-def deal(rows: Sequence[int], micro_batch_size: int, processes: int, rank: int) -> list[MicroBatch]:
-    """This rank's micro-batches of one step; every rank has as many."""
-    dealt = []
-    for start in range(0, len(rows), micro_batch_size * processes):
-        first = start + rank * micro_batch_size
-        mine = tuple(rows[first : first + micro_batch_size])
-        dealt.append(MicroBatch(mine, 1) if mine else MicroBatch((rows[0],), 0))
-    return dealt
-
-
-@dataclass(frozen=True)
-class MicroBatchSampler:
-    """A `batch_sampler`: this rank's micro-batches of steps `start_step` to `stop_step` - 1, one after another."""
-
-    start_step: int
-    stop_step: int
-    n: int
+    rows: int
     batch_size: int
-    micro_batch_size: int
-    processes: int
-    rank: int
     seed: int
-    order: Order
+    order: Literal["shuffled", "grouped", "file"]
+    lengths: np.ndarray | None = None
+    shares: tuple[tuple[int, float], ...] = ()
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        for step in range(self.start_step, self.stop_step):
-            epoch, rows = rows_of_step(step, self.n, self.batch_size, self.seed, self.order)
-            for micro_batch in deal(rows, self.micro_batch_size, self.processes, self.rank):
-                yield [Key(epoch, row, micro_batch.weight) for row in micro_batch.rows]
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def of_step(self, step: int) -> tuple[int, np.ndarray]:
+        """The epoch of optimizer step `step`, counted from 0, and its rows over all processes, in order."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        return epoch, self.of_epoch(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
+
+    @lru_cache(maxsize=2)  # noqa: B019 - an order lives as long as its run
+    def of_epoch(self, epoch: int) -> np.ndarray:
+        """int32 [R]"""
+        rows = self._mixed(epoch) if self.shares else self._pass("order", epoch, self.rows)
+        return self._grouped(rows, epoch) if self.order == "grouped" else rows
+
+    def _pass(self, name: str, number: int, rows: int) -> np.ndarray:
+        """The numbers below `rows`, once each."""
+        if self.order == "file":
+            return np.arange(rows, dtype=np.int32)
+        return drawn(f"{name}/{self.seed}/{number}").permutation(rows).astype(np.int32)
+
+    def _mixed(self, epoch: int) -> np.ndarray:
+        """An epoch draws as many rows as there are. Each source gives its share of them, evenly spread, and goes on in
+        the next epoch where it stopped: none of its rows comes twice before all have come."""
+        sizes = [size for size, _ in self.shares]
+        counts = shared_out(self.rows, [weight for _, weight in self.shares])
+        parts, due = [], []
+        for number, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+            parts.append(self._turns(number, size, epoch * count, count) + sum(sizes[:number]))
+            due.append((np.arange(count) + 0.5) / max(count, 1))
+        return np.concatenate(parts)[np.argsort(np.concatenate(due), kind="stable")].astype(np.int32)
+
+    def _turns(self, source: int, size: int, first: int, count: int) -> np.ndarray:
+        """`count` rows of a source's endless passes over itself, from its `first` on."""
+        if not count:
+            return np.zeros(0, dtype=np.int32)
+        passes = range(first // size, (first + count - 1) // size + 1)
+        rows = np.concatenate([self._pass(f"mixture/{source}", number, size) for number in passes])
+        return rows[first - passes[0] * size :][:count]
+
+    def _grouped(self, rows: np.ndarray, epoch: int) -> np.ndarray:
+        """Steps of rows that are about equally long, in a drawn order; the first has the longest row, so that too little
+        memory shows itself at once. The last step of the epoch holds what is left."""
+        assert self.lengths is not None
+        together = GROUPED_TOGETHER * self.batch_size
+        whole = len(rows) // self.batch_size * self.batch_size
+        batches = []
+        for start in range(0, whole, together):
+            some = rows[start : min(start + together, whole)]
+            batches.append(some[np.argsort(self.lengths[some], kind="stable")].reshape(-1, self.batch_size))
+        if not batches:
+            return rows
+        steps = np.concatenate(batches)
+        steps = steps[drawn(f"steps/{self.seed}/{epoch}").permutation(len(steps))]
+        longest = int(self.lengths[steps].max(axis=1).argmax())
+        steps[[0, longest]] = steps[[longest, 0]]
+        return np.concatenate([steps.reshape(-1), rows[whole:]])
 
 
-class ExampleSet(Dataset[Example]):
-    """Examples by `Key`; one of weight 0 comes with nothing to be learnt."""
+def drawn(name: str) -> np.random.RandomState:
+    """numpy's legacy generator: the one whose stream is promised never to change (NEP 19)."""
+    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+    return np.random.RandomState(np.frombuffer(digest, dtype="<u4"))
 
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self.examples = examples
 
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, key: Key) -> Example:
-        example = self.examples[key.row]
-        return example if key.weight else without_weight(example)
+def shared_out(count: int, weights: list[float]) -> list[int]:
+    """`count` in whole parts, each less than one from its weight's share: the largest remainders are rounded up."""
+    exact = np.array(weights) / sum(weights) * count
+    parts = np.floor(exact).astype(int)
+    for k in np.argsort(parts - exact, kind="stable")[: count - int(parts.sum())]:
+        parts[k] += 1
+    return [int(part) for part in parts]
 
 
 def without_weight(example: Example) -> Example:

@@ -1,0 +1,191 @@
+"""Rows of a source, checked and made into examples, one by one: what is wrong is told before a model is built.
+
+What JSON can hold of a source that says what it is (`fingerprint`) is written once into flat files under data.cache and
+memory-mapped from then on; of another source the examples are made anew and held in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from runner import settings
+from runner.cache import keep
+from runner.data.bad_rows import BadReport, BadRows
+from runner.data.decode import check_item_file
+from runner.data.flat import FlatExamples, FlatWriter
+from runner.data.length import LengthReport
+from runner.data.mixture import Mixed
+from runner.data.seen import Seen
+from runner.fingerprint import RowsDigest
+from runner.offers import fault_of_row
+from runner.protocols import BadRow, Example, Mistake, Row
+
+if TYPE_CHECKING:
+    from runner.data.stream import Stream
+
+META = "meta.json"
+JUDGED = 1_000
+"""Rows of a stream before the share of bad ones says something."""
+
+
+class Fitting(Protocol):
+    """What becomes of examples that are too long, one by one; told when the last one was."""
+
+    def fit(self, example: Example) -> list[Example]: ...
+
+    def check(self) -> None:
+        """Raises `Mistake` for rows that may not be lost."""
+        ...
+
+    def report(self) -> LengthReport: ...
+
+
+class Reader(Protocol):
+    """What an objective's kind makes of a row."""
+
+    def example(self, row: Row) -> Example:
+        """Raises `Mistake` for a row that the model could not read."""
+        ...
+
+    def fitting(self, given: settings.Data) -> Fitting: ...
+
+    def reads(self) -> Mapping[str, Any]:
+        """JSON of all that shapes an example beside the row and the settings."""
+        ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split's examples, and what was told of its rows while they were made."""
+
+    examples: Sequence[Example]
+    lengths: LengthReport
+    bad: BadReport
+    digest: str
+    """Of what training sees of the rows, in order."""
+    shares: tuple[tuple[int, float], ...] = ()
+    """Of a mixture: how many examples each of its sources has, which follow each other, and its weight."""
+    stream: Stream | None = None
+    """Where rows are read as they are needed; `examples` are then the first ones."""
+
+
+def take_in(
+    split: str,
+    rows: Iterable[Row | BadRow] | Mixed,
+    reader: Reader,
+    given: settings.Data,
+    source: Mapping[str, Any] | None,
+) -> Split:
+    """`source` is what the row source calls itself. Raises `Mistake` for rows that may not be left out."""
+    if source is None or given.cache is None:
+        return Intake(split, rows, reader, given).make(FlatWriter(None, holds_rows=True))
+    limits = {name: value for name, value in asdict(given).items() if name in SHAPES}
+    made_of = {"split": split, "source": source, "reads": reader.reads(), "limits": limits, "code": code()}
+    return opened(keep(given.cache, "rows", made_of, lambda folder: write(Intake(split, rows, reader, given), folder)))
+
+
+SHAPES = ("on_bad_row", "max_bad_share", "learn", "max_length", "max_prompt_length", "over_length")
+"""The settings of `data` that an example goes by."""
+
+
+class Intake:
+    """One split on its way from rows to examples."""
+
+    def __init__(self, split: str, rows: Iterable[Row | BadRow] | Mixed, reader: Reader, given: settings.Data) -> None:
+        self.parts = rows.parts if isinstance(rows, Mixed) else (rows,)
+        self.weights = rows.weights if isinstance(rows, Mixed) else ()
+        self.reader = reader
+        self.bad = BadRows(split, given.on_bad_row, given.max_bad_share)
+        self.fitting = reader.fitting(given)
+        self.seen = Seen()
+
+    def make(self, writer: FlatWriter) -> Split:
+        digest = RowsDigest()
+        sizes: list[int] = []
+        for row in self.bad.sound(self.one_by_one(writer, sizes)):
+            for example in self.examples_of(row) if self.unseen(row, writer) else ():
+                digest.update(example)
+                writer.append(example)
+        self.fitting.check()
+        examples = writer.close()
+        shares = tuple(zip(sizes, self.weights, strict=True)) if self.weights else ()
+        return Split(examples, self.fitting.report(), self.bad.report(), digest.hexdigest(), shares)
+
+    def one_by_one(self, writer: FlatWriter, sizes: list[int]) -> Iterator[Row | BadRow]:
+        """The rows of all parts, and how many examples each part came to."""
+        for rows in self.parts:
+            before = writer.count
+            yield from rows
+            sizes.append(writer.count - before)
+
+    def of_stream(self, row: Row | BadRow) -> list[Example]:
+        """The examples of a row that is not kept: nobody knows which ids were there before."""
+        self.bad.total += 1
+        if isinstance(row, BadRow):
+            self.bad.note(row.where, row.reason)
+            return []
+        return self.examples_of(row)
+
+    def check_so_far(self) -> None:
+        """Raises `Mistake` where a stream must not go on."""
+        if self.bad.policy == "error" or self.bad.total >= JUDGED:
+            self.bad.check()
+        self.fitting.check()
+
+    def unseen(self, row: Row, writer: FlatWriter) -> bool:
+        """Whether no earlier row has its id; else the reason is noted."""
+        number = self.seen.note(row.id, writer.count)
+        if number is not None:
+            self.bad.note(row.where, f"has the id `{row.id}`, which another row of the split has already.")
+        return number is None
+
+    def examples_of(self, row: Row) -> list[Example]:
+        """Of a sound row those that it comes to; of another none, and the reason is noted."""
+        wrong = fault_of_row(row)
+        if wrong:
+            raise Mistake(
+                f"data: read gave a row of the {self.bad.split} split {wrong}. See Row in runner/protocols.py."
+            )
+        try:
+            example = self.reader.example(row)
+            for modality, items in row.items.items():
+                for item in items:
+                    if isinstance(item, Path):
+                        check_item_file(modality, item)
+        except Mistake as mistake:
+            place = f"{row.where} (id {row.id})"
+            self.bad.note(place, str(mistake).removeprefix(place).lstrip(": "))
+            return []
+        return self.fitting.fit(example)
+
+
+def write(intake: Intake, folder: Path) -> None:
+    split = intake.make(FlatWriter(folder, holds_rows=False))
+    told = {"lengths": asdict(split.lengths), "bad": asdict(split.bad), "digest": split.digest, "shares": split.shares}
+    (folder / META).write_text(json.dumps(told))
+
+
+def opened(folder: Path) -> Split:
+    told = json.loads((folder / META).read_text())
+    return Split(
+        FlatExamples.open(folder),
+        LengthReport(**told["lengths"]),
+        BadReport(**told["bad"]),
+        told["digest"],
+        tuple((size, weight) for size, weight in told["shares"]),
+    )
+
+
+@cache
+def code() -> str:
+    """A hash of the code that makes examples of rows: what an earlier version made is made anew."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,77 @@
+"""Several row sources as one: their rows are drawn by weights, exactly, in an order that is a function of the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+from runner.protocols import BadRow, Mistake, Row, RowSource
+from runner.spelling import did_you_mean
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A split whose rows are drawn by weights: each of the parts is a source's rows."""
+
+    parts: tuple[Iterable[Row | BadRow], ...]
+    weights: tuple[float, ...]
+
+
+class Mixture:
+    """`sources` by a name that goes before their rows' ids; `weights` by the same names, null: each row once an epoch."""
+
+    def __init__(self, sources: dict[str, Any], weights: dict[str, float] | None) -> None:
+        if len(sources) < 2:
+            raise Mistake(
+                "data.sources: a mixture has two or more. Add one by +data@data.sources.NAME=jsonl, and set its path by "
+                "data.sources.NAME.path=FILE."
+            )
+        for name in weights or ():
+            if name not in sources:
+                raise Mistake(f"data.weights.{name}: there is no such source{did_you_mean(name, sources)}")
+        for name in sources:
+            if weights is not None and not weights.get(name, 0) > 0:
+                raise Mistake(f"data.weights.{name} is missing or not above 0. Give every source one, or take it out.")
+        self.sources: dict[str, RowSource] = sources
+        self.weights = weights
+
+    def fingerprint(self) -> Mapping[str, Any] | None:
+        prints = {name: getattr(source, "fingerprint", lambda: None)() for name, source in self.sources.items()}
+        return None if None in prints.values() else {"sources": prints, "weights": self.weights}
+
+    def read(self, modalities: Sequence[str]) -> dict[str, Iterable[Row | BadRow] | Mixed]:
+        """train is mixed; of val and test each source's rows come once."""
+        splits = {name: source.read(modalities) for name, source in self.sources.items()}
+        for name, some in splits.items():
+            if "train" not in some:
+                raise Mistake(f"data.sources.{name} has no train split, so nothing of it can be mixed.")
+        mixed: dict[str, Iterable[Row | BadRow] | Mixed] = {}
+        parts = tuple(Named(name, some["train"]) for name, some in splits.items())
+        mixed["train"] = Mixed(parts, tuple(self.weights[name] for name in splits)) if self.weights else InTurn(parts)
+        for split in ("val", "test"):
+            parts = tuple(Named(name, some[split]) for name, some in splits.items() if split in some)
+            if parts:
+                mixed[split] = InTurn(parts)
+        return mixed
+
+
+@dataclass(frozen=True)
+class Named:
+    """A source's rows with its name before their ids."""
+
+    name: str
+    rows: Iterable[Row | BadRow]
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        for row in self.rows:
+            yield row if isinstance(row, BadRow) else replace(row, id=f"{self.name}/{row.id}")
+
+
+@dataclass(frozen=True)
+class InTurn:
+    parts: tuple[Iterable[Row | BadRow], ...]
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        return chain.from_iterable(self.parts)
