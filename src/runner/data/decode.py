@@ -35,6 +35,14 @@ def decode(modality: str, value: Any) -> Any:
     return value
 
 
+def check_item_file(modality: str, file: Path) -> None:
+    """Raises `Mistake` with the reason alone where an item's file cannot be decoded."""
+    try:
+        decode(modality, file)
+    except Mistake as mistake:
+        raise Mistake(f"its `{modality}` cannot be read: {mistake}") from mistake
+
+
 def read_picture(file: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():

@@ -58,6 +58,16 @@ class FlatWriter:
         self.streams["ends"].write(self.ends.tobytes())
         self.count += 1
 
+    def row_at(self, index: int) -> Row:
+        """One that was taken before, for a message: read again from what was written."""
+        if self.held is not None:
+            return self.held[index][1]
+        assert self.folder is not None
+        for name in ("rows", "ends"):
+            self.streams[name].flush()
+        first, last = mapped(self.folder / "ends", KINDS["ends"]).reshape(-1, 3)[index : index + 2, 2].tolist()
+        return row_of_json(mapped(self.folder / "rows", KINDS["rows"])[first:last].tobytes())[1]
+
     def close(self) -> FlatExamples:
         if self.folder is not None:
             (self.folder / "modalities.json").write_text(json.dumps(self.modalities))
@@ -161,5 +171,6 @@ class RowsOf(Sequence[Row]):
     def __getitem__(self, index: slice) -> list[Row]: ...
 
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        found = self.examples[index]
-        return [one.row for one in found] if isinstance(found, list) else found.row
+        if isinstance(index, slice):
+            return [one.row for one in self.examples[index]]
+        return self.examples[index].row

@@ -141,9 +141,10 @@ class Intake:
     def unseen(self, row: Row, writer: FlatWriter) -> bool:
         """Whether no earlier row has its id; else the reason is noted."""
         number = self.seen.note(row.id, writer.count)
-        if number is not None:
-            self.bad.note(row.where, f"has the id `{row.id}`, which another row of the split has already.")
-        return number is None
+        if number is None:
+            return True
+        self.bad.note(row.where, f"has the id `{row.id}`, which {writer.row_at(number).where} has already.")
+        return False
 
     def examples_of(self, row: Row) -> list[Example]:
         """Of a sound row those that it comes to; of another none, and the reason is noted."""
