@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("runner", deadline=None)  # a busy machine is no failure
+settings.load_profile("runner")
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which reads it once
 for _name in [name for name in os.environ if name == "LOG_LEVEL" or name.startswith("COMET_")]:
     del os.environ[_name]
@@ -27,6 +30,12 @@ def shared_folder() -> Path | None:
 
 
 SHARED = shared_folder()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is made of rows once is kept for the tests alone."""
+    os.environ["RUNNER_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -166,8 +166,8 @@ def check_split(given: Settings, learner: Learner) -> None:
         return
     if given.accumulation is None:
         raise Mistake(
-            f"train.micro_batch_tokens: {type(learner.objective).__name__} compares a step's rows with each other, so they "
-            "are not split. Set it to null."
+            f"train.micro_batch_tokens: {type(learner.objective).__name__} compares a step's rows with each other, so "
+            "they are not split. Set it to null."
         )
     raise Mistake(
         f"train.micro_batch_size={given.train.micro_batch_size}: {type(learner.objective).__name__} compares a step's "

@@ -91,8 +91,8 @@ def batch_divides(tree: Tree) -> Iterator[str]:
     if count(tree, "train.micro_batch_tokens"):
         if micro is not None:
             yield (
-                f"train.micro_batch_size={micro} and train.micro_batch_tokens={at(tree, 'train.micro_batch_tokens')} both "
-                "say what a forward takes. Set one of them to null."
+                f"train.micro_batch_size={micro} and train.micro_batch_tokens={at(tree, 'train.micro_batch_tokens')} "
+                "both say what a forward takes. Set one of them to null."
             )
         return
     if at(tree, "train.micro_batch_size") is None:
@@ -110,13 +110,13 @@ def streams(tree: Tree) -> Iterator[str]:
     if at(tree, "data.streaming") is not True:
         return
     if count(tree, "train.epochs"):
-        yield "data.streaming=true: nobody knows how many rows an epoch has. Set train.max_steps, and train.epochs=null."
+        yield "data.streaming=true: nobody knows how many rows an epoch has. Set train.max_steps, not epochs."
     if at(tree, "data.order") == "grouped":
-        yield "data.streaming=true: rows that are not known cannot be grouped by length. Set data.order=shuffled or file."
+        yield "data.streaming=true: rows that are not known cannot be grouped by length. Set data.order=shuffled."
     if (count(tree, "data.workers") or 0) > 1:
         yield f"data.workers={at(tree, 'data.workers')}: a stream is read by one worker at most. Set 1 or 0."
     if tree.get("llm") is None:
-        yield "data.streaming=true: an objective without a language model goes by all its rows. Set data.streaming=false."
+        yield "data.streaming=true: an objective without a language model goes by all its rows. Set it to false."
 
 
 def parts_named(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Tree]]:

@@ -10,11 +10,12 @@ from typing import Any
 
 from runner.config import Composed
 from runner.data.bad_rows import BadRows
+from runner.data.intake import fault_of_files
 from runner.evaluate_run import likeliest, listed_numbers
 from runner.predictor import Predictor, answer_of, questions, row_of
 from runner.protocols import BadRow, Mistake, Prediction, Row
 from runner.run_folder import write_lines
-from runner.seats import ITEM_FIELDS, build_node, whole
+from runner.seats import ITEM_FIELDS, build_node
 from runner.trained import Trained, open_trained
 
 JSONL = "runner.data.jsonl.Jsonl"
@@ -110,11 +111,26 @@ def sound_rows(rows: Iterable[Row | BadRow]) -> list[Row]:
     """Each of them, or a `Mistake`: a question that is left out would have no answer in its place."""
     bad = BadRows("input", "error", 0)
     try:
-        return list(bad.sound(whole(rows)))
+        return list(bad.sound(checked(rows)))
     except Mistake as mistake:
         if not bad.reasons:
             raise
         raise Mistake("\n".join([f"input: {bad.counted()} cannot be used.", *bad.lines()])) from mistake
+
+
+def checked(rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
+    """A row whose id another has already, or whose item's file cannot be decoded, is a bad one."""
+    places: dict[str, str] = {}
+    for row in rows:
+        if isinstance(row, Row):
+            reason = fault_of_files(row)
+            if row.id in places:
+                reason = f"has the id `{row.id}`, which {places[row.id]} has already."
+            if reason:
+                yield BadRow(row.where, reason)
+                continue
+            places[row.id] = row.where
+        yield row
 
 
 def lines_of(file: Path) -> list[str]:

@@ -50,8 +50,8 @@ class Frame:
             row = with_text(row, placeholder_names(self.modalities))
         if not any(row.items.get(modality) for modality in self.modalities):
             raise Mistake(
-                f"{row.where} (id {row.id}) has none of {', '.join(self.modalities)}, so there is nothing to see. Give it "
-                "an item or take it out."
+                f"{row.where} (id {row.id}) has none of {', '.join(self.modalities)}, so there is nothing to see. Give "
+                "it an item or take it out."
             )
         return example_of(row, self.modalities)
 

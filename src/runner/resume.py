@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from runner.settings import Run
 
 SILENT = (
-    "resume", "force_resume", "name", "train.log_every", "train.log_level", "evaluation.samples", "data.workers", "data.worker_timeout",
-    "data.cache", "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_best", "tracker",
+    "resume", "force_resume", "name", "train.log_every", "train.log_level", "evaluation.samples", "data.workers",
+    "data.worker_timeout", "data.cache", "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_best", "tracker",
 )  # fmt: skip
 TOLD = (
-    "train.max_steps", "train.epochs", "train.micro_batch_size", "train.micro_batch_tokens", "data.packing", "train.clip_norm", "train.eval_every", "train.log_ids",
+    "train.max_steps", "train.epochs", "train.micro_batch_size", "train.micro_batch_tokens", "data.packing",
+    "train.clip_norm", "train.eval_every", "train.log_ids",
     "train.max_skipped_steps", "evaluation", "early_stopping", "checkpoint", "optimizer", "schedule", "precision",
     "cluster", "lora.dropout", "model.max_new_tokens",
 )  # fmt: skip

@@ -15,7 +15,6 @@ from runner.data.stream import open_stream
 from runner.models.initialization import seeded
 from runner.offers import check_offers, check_splits
 from runner.protocols import (
-    BadRow,
     Checkpointer,
     Encoder,
     Example,

@@ -13,8 +13,10 @@ from runner.announce import PARAMETER_COLUMNS, describe, parameter_rows
 from runner.build import skeleton
 from runner.config import Composed
 from runner.data.chat import ChatFormat
+from runner.data.flat import RowsOf
 from runner.inventory import Component, adapted_by, components_of
 from runner.protocols import IGNORED, Example, Mistake, Row
+from runner.seats import read_splits
 from runner.settings import Show
 from runner.terminal import print_table
 
@@ -30,12 +32,13 @@ def show(composed: Composed) -> dict[str, Any]:
             console.print("Not counted: what model.aligner lays on the encoders, frozen.")
         return counted
     if not composed.tree.get("llm"):
-        examples = labelling.read_examples(composed, labelling.build_frame(composed, None))
-        return show_labels(console, {split: [one.row for one in some] for split, some in examples.items()}, given)
+        splits = read_splits(composed, labelling.build_frame(composed, None))
+        return show_labels(console, {split: RowsOf(one.examples) for split, one in splits.items()}, given)
     frame = answering.bare_frame(composed)
-    texts = answering.read_texts(composed, frame)
-    shown = texts.examples[check_split(given.split, texts.examples)][: given.rows]
-    console.print(f"{given.split}: {describe(texts.lengths[given.split])}", markup=False)
+    splits = read_splits(composed, frame)
+    split = splits[check_split(given.split, splits)]
+    shown = split.examples[: given.rows]
+    console.print(f"{given.split}: {describe(split)}", markup=False)
     for example in shown:
         show_row(console, example, frame.chat)
     return {"split": given.split, "rows": [example.id for example in shown]}

@@ -32,7 +32,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Dealer:
-    """`tokens` is what a micro-batch may have, padding with it, or the `rows` that it has; `packing`: without padding."""
+    """A micro-batch has so many `rows`, or at most so many `tokens`, padding with them; `packing`: there is none."""
 
     rows: int
     tokens: int | None
@@ -56,8 +56,8 @@ class Dealer:
         return [tuple(step[first : first + self.rows]) for first in range(0, len(step), self.rows)]
 
     def by_tokens(self, step: Sequence[int], budget: int) -> list[tuple[int, ...]]:
-        """Longest first. Packed, each row goes where it leaves the least room (best fit); padded, rows of about one length
-        come together. A row that is longer than the budget has one of its own."""
+        """Longest first. Packed, each row goes where it leaves the least room (best fit); padded, rows of about one
+        length come together. A row that is longer than the budget has one of its own."""
         rows = sorted(step, key=lambda row: -int(self.lengths[row]))
         parts: list[list[int]] = []
         room: list[int] = []

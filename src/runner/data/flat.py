@@ -1,7 +1,7 @@
 """Rows as numbers in flat arrays with offsets: in memory, or memory-mapped from a folder that was written once.
 
-However many rows there are, no Python object is held for any of them. Shapes: R rows, L text tokens of all rows together,
-P items of all rows together.
+However many rows there are, no Python object is held for any of them. Shapes: R rows, L text tokens and P items of all
+rows together.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ KINDS = {
     name: np.dtype(kind)
     for name, kind in {"tokens": "i4", "learnt": "?", "places": "i4", "rows": "u1", "ends": "i8"}.items()
 }
-"""By file: `tokens` [L]; whether each is `learnt` [L]; `places` [P, 3] of items (modality, item, token); the `rows` as JSON
-in UTF-8; and where each row's tokens, places and JSON end, `ends` [R + 1, 3]."""
+"""By file: `tokens` [L]; whether each is `learnt` [L]; `places` [P, 3] of items (modality, item, token); the `rows` as
+JSON in UTF-8; and where each row's tokens, places and JSON end, `ends` [R + 1, 3]."""
 
 
 class FlatWriter:

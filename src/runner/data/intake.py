@@ -153,17 +153,29 @@ class Intake:
             raise Mistake(
                 f"data: read gave a row of the {self.bad.split} split {wrong}. See Row in runner/protocols.py."
             )
-        try:
-            example = self.reader.example(row)
-            for modality, items in row.items.items():
-                for item in items:
-                    if isinstance(item, Path):
-                        check_item_file(modality, item)
-        except Mistake as mistake:
-            place = f"{row.where} (id {row.id})"
-            self.bad.note(place, str(mistake).removeprefix(place).lstrip(": "))
+        place = f"{row.where} (id {row.id})"
+        reason = fault_of_files(row)
+        if reason is None:
+            try:
+                example = self.reader.example(row)
+            except Mistake as mistake:
+                reason = str(mistake).removeprefix(place).lstrip(": ")
+        if reason is not None:
+            self.bad.note(place, reason)
             return []
         return self.fitting.fit(example)
+
+
+def fault_of_files(row: Row) -> str | None:
+    """What is wrong with the first of a row's files that cannot be decoded whole."""
+    for modality, items in row.items.items():
+        for item in items:
+            if isinstance(item, Path):
+                try:
+                    check_item_file(modality, item)
+                except Mistake as mistake:
+                    return str(mistake)
+    return None
 
 
 def write(intake: Intake, folder: Path) -> None:

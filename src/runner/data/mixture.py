@@ -20,12 +20,12 @@ class Mixed:
 
 
 class Mixture:
-    """`sources` by a name that goes before their rows' ids; `weights` by the same names, null: each row once an epoch."""
+    """`sources` by a name that goes before their rows' ids; `weights` by the same names, null: each once."""
 
     def __init__(self, sources: dict[str, Any], weights: dict[str, float] | None) -> None:
         if len(sources) < 2:
             raise Mistake(
-                "data.sources: a mixture has two or more. Add one by +data@data.sources.NAME=jsonl, and set its path by "
+                "data.sources: a mixture has two or more. Add one by +data@data.sources.NAME=jsonl, and set "
                 "data.sources.NAME.path=FILE."
             )
         for name in weights or ():

@@ -20,8 +20,8 @@ GROUPED_TOGETHER = 64
 
 @dataclass(frozen=True, eq=False)  # compared by identity, as the cache of its epochs does
 class Order:
-    """The rows of every step. `shares` of a mixture: how many rows each source has, and its weight; its rows follow each
-    other. `lengths` [rows], text tokens, for `grouped`."""
+    """The rows of every step. `shares` of a mixture: how many rows each source has, and its weight; its rows follow
+    each other. `lengths` [rows], text tokens, for `grouped`."""
 
     rows: int
     batch_size: int
@@ -71,8 +71,8 @@ class Order:
         return rows[first - passes[0] * size :][:count]
 
     def _grouped(self, rows: np.ndarray, epoch: int) -> np.ndarray:
-        """Steps of rows that are about equally long, in a drawn order; the first has the longest row, so that too little
-        memory shows itself at once. The last step of the epoch holds what is left."""
+        """Steps of rows that are about equally long, in a drawn order; the first has the longest row, so that too
+        little memory shows itself at once. The last step of the epoch holds what is left."""
         assert self.lengths is not None
         together = GROUPED_TOGETHER * self.batch_size
         whole = len(rows) // self.batch_size * self.batch_size

@@ -10,15 +10,15 @@ from runner.protocols import Message, Mistake, Row
 
 
 def row_to_json(row: Row, id: str) -> str:
-    """`id` is its example's, which is another where a row was split. Raises `Mistake` for an item that JSON cannot hold."""
+    """`id` is its example's, which is another where a row was split. Raises `Mistake` for what JSON cannot hold."""
     items = {name: [plain(item) for item in some] for name, some in row.items.items()}
     messages = [(message.role, message.content) for message in row.messages]
     try:
         return json.dumps([id, row.id, row.where, messages, items, row.label, row.extra], ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise Mistake(
-            f"data: the row source has a fingerprint, and {row.where} (id {row.id}) holds what JSON cannot: {error}. Give "
-            "paths, texts or lists of numbers, or take `fingerprint` away."
+            f"data: the row source has a fingerprint, and {row.where} (id {row.id}) holds what JSON cannot: {error}. "
+            "Give paths, texts or lists of numbers, or take `fingerprint` away."
         ) from error
 
 

@@ -19,8 +19,8 @@ class Seen:
         """uint64 [2, N]: hashes, sorted, and what was noted with each"""
 
     def note(self, name: str, number: int) -> int | None:
-        """Note it, unless it was noted before: then what was noted with it then. 64 bits tell 1e6 names apart but for one
-        chance in 4e7, so look at what was found."""
+        """Note it, unless it was noted before: then what was noted with it then. 64 bits tell 1e6 names apart but for
+        one chance in 4e7."""
         key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
         found = self.recent.get(key)
         if found is None:

@@ -1,7 +1,7 @@
 """Rows that are read as they are needed: file order, shuffled within a buffer, and gone on with by a cursor.
 
-A block of `buffer` examples is read and drawn from, then the next: where a run stands is a pass over the source, the rows
-of it before the block, and how many of the block were taken. Nothing else is kept.
+A block of `buffer` examples is read and drawn from, then the next: where a run stands is a pass over the source, the
+rows of it before the block, and how many of the block were taken. Nothing else is kept.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Stream:
     seed: int
 
     def examples(self, cursor: Cursor) -> Iterator[tuple[Example, Cursor]]:
-        """Without end, each with where the stream stands after it. Raises `Mistake` for rows that may not be left out."""
+        """Without end, each with where the stream stands after it. Raises `Mistake` for what may not be left out."""
         turn, first, taken = cursor
         while True:
             found = first > 0
@@ -95,8 +95,8 @@ class StreamedStep:
 
 
 class StreamedSteps(IterableDataset[StreamedStep]):
-    """Steps of `batch_size` rows. Every process reads them all and makes its own micro-batches, so that their rows do not
-    depend on the number of processes."""
+    """Steps of `batch_size` rows. Every process reads them all and makes its own micro-batches, so that their rows do
+    not depend on the number of processes."""
 
     def __init__(
         self, stream: Stream, cursor: Cursor, batch_size: int, dealer: Dealer, rank: int, collate: Collate
