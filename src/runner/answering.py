@@ -12,9 +12,9 @@ from torch import nn
 from runner import config, settings
 from runner.alignment import Alignment, aligned_encoders, memory_of, told
 from runner.config import Composed
-from runner.data.chat import ChatFormat, prompt_of
+from runner.data.chat import ChatFormat, asks, prompt_of
 from runner.data.collate import Collate
-from runner.data.length import LengthReport, check_answers_fit, fit
+from runner.data.length import LengthPolicy, LengthReport, check_answers_fit
 from runner.data.rows import check_modalities, with_text
 from runner.models.freeze import keep_frozen
 from runner.models.head_check import check_head
@@ -42,13 +42,14 @@ class Frame:
     widths: Mapping[str, int]
     """What projectors are given, by modality."""
     fusion: InputFusion | None
+    data: settings.Data
     alignment: Alignment | None = None
     """Where the encoders are those of an earlier run."""
 
     @cached_property
     def chat(self) -> ChatFormat:
         placement = self.fusion.placement if self.fusion else "front"
-        return ChatFormat(self.source.tokenizer(), self.modalities, placement)
+        return ChatFormat(self.source.tokenizer(), self.modalities, placement, self.data.learn, self.data.system)
 
     @property
     def modalities(self) -> list[str]:
@@ -65,17 +66,23 @@ class Frame:
             rows = [with_text(row, self.chat.placeholders) for row in rows]
         return [self.chat.example(row) for row in rows]
 
-    def fit(self, examples: Sequence[Example], given: settings.Data) -> tuple[list[Example], LengthReport]:
+    def length_policy(self, given: settings.Data) -> LengthPolicy:
+        """By data.over_length; one for each reading of a split."""
         takes = self.takes
         if given.max_length and takes and given.max_length > takes:
             raise Mistake(
                 f"data.max_length={given.max_length}: the language model takes {takes} tokens. Set at most that."
             )
-        limit = given.max_length or takes or max((len(one.input_ids) for one in examples), default=0)
-        return fit(examples, limit, given.over_length, self.chat)
+        return LengthPolicy(given.max_length or takes, given.max_prompt_length, given.over_length, self.chat)
+
+    def fit(self, examples: Sequence[Example], given: settings.Data) -> tuple[list[Example], LengthReport]:
+        policy = self.length_policy(given)
+        kept = [one for example in examples for one in policy.fit(example)]
+        policy.check()
+        return kept, policy.report()
 
     def prompts(self, examples: Sequence[Example]) -> list[Example]:
-        return [prompt_of(example) for example in examples]
+        return [prompt_of(example) for example in examples if asks(example)]
 
     def collate(self) -> Collate:
         preprocess = {name: encoder.preprocess for name, encoder in self.encoders.items()}
@@ -137,7 +144,8 @@ def bare_frame(composed: Composed) -> Frame:
 def frame_of(composed: Composed, encoders: Mapping[str, Encoder]) -> Frame:
     source: LanguageModelSource = seat(composed, "llm")
     widths = {name: encoder.width for name, encoder in encoders.items()}
-    return Frame(source, encoders, widths, build_fusion(composed, encoders, source.width()))
+    data = config.section(composed.tree["data"], settings.Data)
+    return Frame(source, encoders, widths, build_fusion(composed, encoders, source.width()), data)
 
 
 @dataclass(frozen=True)

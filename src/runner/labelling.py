@@ -157,7 +157,7 @@ def build_objective(
 
 
 def report_of(examples: Sequence[Example]) -> LengthReport:
-    return LengthReport(len(examples), 0, 0, 0, 0, 0)
+    return LengthReport(total=len(examples), kept=len(examples), longest=0, longest_prompt=0)
 
 
 def example_of(row: Row, modalities: Sequence[str]) -> Example:
