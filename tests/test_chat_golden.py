@@ -64,9 +64,7 @@ def test_golden(family: str, tokenizers: dict[str, PreTrainedTokenizerFast]) -> 
 
 
 @pytest.mark.parametrize("family", END_OF_TURN)
-def test_what_is_learnt_is_each_answer_and_its_end(
-    family: str, tokenizers: dict[str, PreTrainedTokenizerFast]
-) -> None:
+def test_what_is_learnt_is_each_answer_and_its_end(family: str, tokenizers: dict[str, PreTrainedTokenizerFast]) -> None:
     end = END_OF_TURN[family]
     for row, learn in rows().values():
         format = chat(tokenizers, family, learn)

@@ -13,7 +13,7 @@ LOSSES = {
     "over": "over length",
     "dropped": "dropped",
     "truncated": "truncated",
-    "split": "split",
+    "split": "split up",
     "pieces_dropped": "pieces dropped",
     "prompt_tokens_lost": "prompt tokens",
     "answer_tokens_lost": "answer tokens",
