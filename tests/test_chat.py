@@ -10,34 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import bytes_to_unicode
+from tokenizers import AddedToken, normalizers
+from transformers import AutoTokenizer
 
 from runner.data.chat import ChatFormat, prompt_of
-from runner.data.length import LengthReport, fit
-from runner.models.byte_tokenizer import byte_tokenizer
 from runner.protocols import IGNORED, Example, Message, Mistake, Row
+from tests.chat_families import IM, TURNS, families, marked, tokenizer
 
 SHARED = Path(os.environ.get("RUNNER_TEST_DATA", Path(__file__).parents[2] / "shared"))
 
-CHATML = (
-    "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-LLAMA = (
-    "{% for m in messages %}{{ bos_token if loop.first }}"
-    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}"
-    "{{ m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
 # Qwen3 shows an empty thought in the last answer alone, so an answer looks different once others follow.
 THINKING = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
@@ -46,28 +27,10 @@ THINKING = (
 )
 
 
-def tokenizer(template: str | None, *special: str, eos: str, bos: str | None = None) -> PreTrainedTokenizerFast:
-    """Byte-level, with a token for two newlines, so that a token can straddle a border."""
-    alphabet = bytes_to_unicode()
-    vocabulary = {character: byte for byte, character in alphabet.items()}
-    newline = alphabet[10]
-    bpe = Tokenizer(BPE(vocabulary | {newline * 2: 256}, [(newline, newline)]))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.add_special_tokens([*special, eos, *([bos] if bos else [])])
-    names = {"bos_token": bos} if bos else {}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=eos, extra_special_tokens=list(special), chat_template=template, **names
-    )
-
-
 FAMILIES = {
-    "byte": byte_tokenizer(),
-    "chatml": tokenizer(CHATML, "<|im_start|>", "<|im_end|>", eos="<|endoftext|>"),
-    "llama": tokenizer(LLAMA, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", eos="<|end|>", bos="<|begin|>"),
-    "gemma": tokenizer(GEMMA, "<start_of_turn>", "<end_of_turn>", eos="<eos>", bos="<bos>"),
-    "thinking": tokenizer(THINKING, "<|im_start|>", "<|im_end|>", eos="<|endoftext|>"),
-    "plain": tokenizer(None, eos="</s>", bos="<s>"),
+    **families(),
+    "thinking": tokenizer(THINKING, IM, eos="<|endoftext|>"),
+    "plain": tokenizer(None, (), eos="</s>", bos="<s>"),
 }
 
 
@@ -78,57 +41,38 @@ def row(*contents: str, system: str | None = None, **items: tuple) -> Row:
 
 
 def chat(
-    family: str, modalities: tuple[str, ...] = (), placement: Literal["front", "placeholder"] = "front"
+    family: str,
+    modalities: tuple[str, ...] = (),
+    placement: Literal["front", "placeholder"] = "front",
+    learn: Literal["all", "last"] = "all",
+    system: Literal["template", "into_user"] = "template",
 ) -> ChatFormat:
-    return ChatFormat(FAMILIES[family], modalities, placement)
+    return ChatFormat(FAMILIES[family], modalities, placement, learn, system)
 
 
-def marked(family: str, example: Example) -> str:
-    """The text with what is learnt in brackets and items as {modality index}."""
-    text, learning = "", False
-    for p in range(len(example.input_ids) + 1):
-        learnt = p < len(example.labels) and example.labels[p] != IGNORED
-        if learning and not learnt:
-            text += "]"
-        text += "".join(f"{{{name} {item}}}" for name, item, place in example.places if place == p)
-        if learnt and not learning:
-            text += "["
-        learning = learnt
-        if p < len(example.input_ids):
-            text += str(FAMILIES[family].decode(example.input_ids[p : p + 1]))
-    return text
+def text_of(family: str, example: Example) -> str:
+    return marked(FAMILIES[family], example)
 
 
 GOLDEN = {
-    "byte": "<|user|>Hi\n<|end|><|assistant|>[ Hello<|end|>]<|user|>Bye<|end|><|assistant|>[Ciao<|end|>]",
-    "chatml": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi\n<|im_end|>\n<|im_start|>assistant\n"
-    "[ Hello<|im_end|>]\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n[Ciao<|im_end|>]\n",
-    "llama": "<|begin|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n[Hello<|eot_id|>]"
-    "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\n[Ciao<|eot_id|>]",
-    "gemma": "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n[Hello<end_of_turn>]\n"
-    "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n[Ciao<end_of_turn>]\n",
-    "thinking": "<|im_start|>user\nHi\n<|im_end|>\n<|im_start|>assistant\n[ Hello<|im_end|>]\n"
-    "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n[<think>\n\n</think>\n\nCiao<|im_end|>]\n",
-    "plain": "<s>User:\nHi\nAssistant:\n[Hello</s>]\nUser:\nBye\nAssistant:\n[Ciao</s>]",
+    "thinking": "<|im_start|>user\nHi\n<|im_end|>\n<|im_start|>assistant\n⟦ Hello<|im_end|>⟧\n"
+    "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n⟦<think>\n\n</think>\n\nCiao<|im_end|>⟧\n",
+    "plain": "<s>User:\nHi\nAssistant:\n⟦Hello</s>⟧\nUser:\nBye\nAssistant:\n⟦Ciao</s>⟧",
 }
+"""Two more formats; those of five families stand in golden/chat."""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GOLDEN)
 def test_golden(family: str) -> None:
     format = chat(family)
     example = format.example(row("Hi\n", " Hello", "Bye", "Ciao"))
-    assert marked(family, example) == GOLDEN[family]
-    learnt = example.labels != IGNORED
-    assert (example.labels[learnt] == example.input_ids[learnt]).all()
+    assert text_of(family, example) == GOLDEN[family]
     assert example.input_ids.dtype == example.labels.dtype == np.int32
-    ends = {"llama": "<|eot_id|>", "gemma": "<end_of_turn>", "plain": "</s>", "byte": "<|end|>"}
-    end = FAMILIES[family].convert_tokens_to_ids(ends.get(family, "<|im_end|>"))
+    end = FAMILIES[family].convert_tokens_to_ids("</s>" if family == "plain" else "<|im_end|>")
     assert format.end_of_turn_ids == list(dict.fromkeys([end, FAMILIES[family].eos_token_id]))
 
 
-@pytest.mark.parametrize("family", ["chatml", "llama", "gemma", "thinking"])
+@pytest.mark.parametrize("family", ["qwen", "chatml", "llama3", "gemma", "thinking"])
 def test_the_rendering_is_the_template_s_own(family: str) -> None:
     contents = ["  Hi\n", "Hello ", "", " \n", "End"]
     talk = [{"role": ("user", "assistant")[k % 2], "content": text} for k, text in enumerate(contents)]
@@ -139,7 +83,7 @@ def test_the_rendering_is_the_template_s_own(family: str) -> None:
 def test_a_token_never_straddles_the_start_of_an_answer() -> None:
     # "assistant\n" and "\n\nOh" would be tokenised as "\n\n" "\nOh", and no prompt ends like that.
     example = chat("chatml").example(row("Hi", "\n\nOh"))
-    assert marked("chatml", example).endswith("<|im_start|>assistant\n[\n\nOh<|im_end|>]\n")
+    assert text_of("chatml", example).endswith("<|im_start|>assistant\n⟦\n\nOh<|im_end|>⟧\n")
 
 
 texts = st.text(alphabet=st.sampled_from("ab \n\t:é<>\\"), max_size=8)
@@ -177,14 +121,14 @@ def test_a_prompt_is_how_its_example_begins(
 def test_places() -> None:
     asked = row("See <image> and <image>.", "Yes", "<image>", "No", image=(1, 2, 3), audio=(4,))
     front = chat("chatml", ("audio", "image")).example(asked)
-    assert "user\n{audio 0}{image 0}{image 1}{image 2}See  and .<|im_end|>" in marked("chatml", front)
+    assert "user\n{audio 1}{image 1}{image 2}{image 3}See  and .<|im_end|>" in text_of("chatml", front)
     inside = chat("chatml", ("audio", "image"), "placeholder").example(asked)
-    assert "user\n{audio 0}See {image 0} and {image 1}.<|im_end|>" in marked("chatml", inside)
-    assert "user\n{image 2}<|im_end|>" in marked("chatml", inside)
+    assert "user\n{audio 1}See {image 1} and {image 2}.<|im_end|>" in text_of("chatml", inside)
+    assert "user\n{image 3}<|im_end|>" in text_of("chatml", inside)
     first = chat("chatml", ("image",)).example(row("<image>\nWhich?", "That", image=(1,)))
-    assert "user\n{image 0}Which?<|im_end|>" in marked("chatml", first)
+    assert "user\n{image 1}Which?<|im_end|>" in text_of("chatml", first)
     literal = chat("gemma", ("image",)).example(row(r"What is \<image>?", "A tag", image=(1,)))
-    assert "<bos><start_of_turn>user\n{image 0}What is <image>?<end_of_turn>" in marked("gemma", literal)
+    assert "<bos><start_of_turn>user\n{image 1}What is <image>?<end_of_turn>" in text_of("gemma", literal)
 
 
 def test_stories260k_and_gpt2_have_no_template() -> None:
@@ -192,11 +136,11 @@ def test_stories260k_and_gpt2_have_no_template() -> None:
     if not folder.is_dir():
         pytest.skip("needs RUNNER_TEST_DATA")
     stories = AutoTokenizer.from_pretrained(folder / "stories260k")
-    example = ChatFormat(stories, (), "front").example(row("How many?", "Two"))
+    example = ChatFormat(stories, (), "front", "all", "template").example(row("How many?", "Two"))
     assert stories.convert_ids_to_tokens(example.input_ids[:2].tolist()) == ["<s>", "▁"]
     assert stories.decode(example.labels[example.labels != IGNORED]) == "Two</s>"
     gpt2 = AutoTokenizer.from_pretrained(folder / "tokenizer_gpt2")
-    example = ChatFormat(gpt2, (), "front").example(row("How many?", "Two"))
+    example = ChatFormat(gpt2, (), "front", "all", "template").example(row("How many?", "Two"))
     text = "<|endoftext|>User:\nHow many?\nAssistant:\nTwo<|endoftext|>"
     assert example.input_ids.tolist() == gpt2(text)["input_ids"]
     assert gpt2.decode(example.labels[example.labels != IGNORED]) == "Two<|endoftext|>"
@@ -225,17 +169,17 @@ def test_a_template_that_refuses_the_row() -> None:
 
 
 TEMPLATES = {
-    "no end": (CHATML.replace("m.content + '<|im_end|>\n'", "m.content + '\n'"), "does not end the assistant's turn"),
-    "forgets": (CHATML.replace("in messages %}{{", "in messages[-2:] %}{{"), "does not write every message once"),
+    "no end": (TURNS.replace("m.content + '<|im_end|>\n'", "m.content + '\n'"), "does not end the assistant's turn"),
+    "forgets": (TURNS.replace("in messages %}{{", "in messages[-2:] %}{{"), "does not write every message once"),
     "rewrites": (
-        CHATML.replace("'<|im_start|>' + m", "'<|im_start|>' ~ messages | length ~ m"),
+        TURNS.replace("'<|im_start|>' + m", "'<|im_start|>' ~ messages | length ~ m"),
         "writes what comes before",
     ),
     "one end": (
-        CHATML.replace("+ '<|im_end|>\n'", "+ ('\n' if m.role == 'assistant' and not loop.last else '<|im_end|>\n')"),
+        TURNS.replace("+ '<|im_end|>\n'", "+ ('\n' if m.role == 'assistant' and not loop.last else '<|im_end|>\n')"),
         "does not end every answer",
     ),
-    "two starts": ("{{ bos_token + bos_token }}" + CHATML, "begins with <s> twice"),
+    "two starts": ("{{ bos_token + bos_token }}" + TURNS, "begins with <s> twice"),
 }
 
 
@@ -243,47 +187,111 @@ TEMPLATES = {
 def test_a_faulty_template_is_named(name: str) -> None:
     template, text = TEMPLATES[name]
     with pytest.raises(Mistake, match=text):
-        faulty = tokenizer(template, "<|im_start|>", "<|im_end|>", eos="</s>", bos="<s>")
-        ChatFormat(faulty, (), "front").example(row("Hi", "Hello", "Bye", "Ciao"))
+        faulty = tokenizer(template, IM, eos="</s>", bos="<s>")
+        ChatFormat(faulty, (), "front", "all", "template").example(row("Hi", "Hello", "Bye", "Ciao"))
 
 
 def test_no_template_and_no_end_is_refused() -> None:
-    bare = tokenizer(None, eos="</s>")
+    bare = tokenizer(None, (), eos="</s>")
     bare.eos_token = None
     with pytest.raises(Mistake, match="neither a chat template nor an end-of-text token"):
-        ChatFormat(bare, (), "front")
+        ChatFormat(bare, (), "front", "all", "template")
 
 
-def test_lengths() -> None:
-    format = chat("byte", ("image",), "placeholder")
-    rows = [row("Hi", "Yes"), row("A long <image>question", "Yes", "And another", "No", image=(1,))]
-    examples = [format.example(each) for each in rows]
-    short, long = (len(example.input_ids) for example in examples)
-    assert fit(examples, long, "error", format) == (examples, LengthReport(2, 0, 0, 0, 0, long))
+def test_only_the_last_answer_is_learnt() -> None:
+    whole = row("Hi", "Hello", "Bye", "Ciao")
+    every, last = (chat("tiny", learn=learn).example(whole) for learn in ("all", "last"))
+    assert text_of("tiny", last).endswith("<|assistant|>Hello<|end|><|user|>Bye<|end|><|assistant|>⟦Ciao<|end|>⟧")
+    assert prompt_of(last).input_ids.tolist() == prompt_of(every).input_ids.tolist()
+    due = chat("tiny", learn="last").example(row("Hi", "Hello", "Bye"))
+    assert "⟦Hello<|end|>⟧" in text_of("tiny", due)
+
+
+IGNORES_SYSTEM = TURNS.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+
+
+@pytest.mark.parametrize(
+    "family, template, fault",
+    [
+        ("gemma", None, "takes no system message (System role not supported)"),
+        ("chatml", IGNORES_SYSTEM, "does not write a system message's text once as it is"),
+    ],
+)
+def test_a_template_without_a_system_role(family: str, template: str | None, fault: str) -> None:
+    own = tokenizer(template, IM, eos="<|endoftext|>") if template else FAMILIES[family]
+    asked = row("Hi", "Hello", "Bye", "Ciao", system=" Be kind.")
     with pytest.raises(Mistake) as mistake:
-        fit(examples, long - 1, "error", format)
-    for part in (f"(id r1, {long} tokens)", "1 row of 2", "data.max_length=", "over_length=drop", "truncate_prompt"):
-        assert part in str(mistake.value)
-    kept, report = fit(examples, long - 1, "drop", format)
-    assert kept == examples[:1] and report == LengthReport(2, 1, 1, 0, 0, long)
-    with pytest.raises(Mistake, match="none is left"):
-        fit(examples, short - 1, "drop", format)
+        ChatFormat(own, (), "front", "all", "template").example(asked)
+    assert str(mistake.value).startswith("train.jsonl:1 (id r1) has a system message")
+    assert fault in str(mistake.value) and "data.system=into_user" in str(mistake.value)
 
-    kept, report = fit(examples, long - 10, "truncate_prompt", format)
-    assert report == LengthReport(2, 1, 0, 1, 10, long)
-    assert marked("byte", kept[1]) == (
-        "<|user|>{image 0}stion<|end|><|assistant|>[Yes<|end|>]<|user|>And another<|end|><|assistant|>[No<|end|>]"
-    )
-    kept, _ = fit(examples, long - 20, "truncate_prompt", format)
-    assert marked("byte", kept[1]) == (
-        "<|user|>{image 0}<|end|><|assistant|>[Yes<|end|>]<|user|>nother<|end|><|assistant|>[No<|end|>]"
-    )
-    assert marked("byte", prompt_of(kept[1])).endswith("<|user|>nother<|end|><|assistant|>")
-    with pytest.raises(Mistake, match=r"train.jsonl:1 \(id r1\) has .* cannot be cut to data.max_length=9"):
-        fit(examples, 9, "truncate_prompt", format)
+    format = ChatFormat(own, ("image",), "front", "all", "into_user")
+    pictured = row("Hi", "Hello", "Bye", "Ciao", system="Be kind.", image=(1,))
+    header = own.apply_chat_template([{"role": "user", "content": "@"}], tokenize=False).split("@")[0]
+    text = marked(own, format.example(pictured))
+    assert text.startswith(f"{header}Be kind.\n\n{{image 1}}Hi<") and text.count("Be kind.") == 1
+    # What no system text is told apart by: an empty one, and none.
+    empty, none = (format.example(row("Hi", "Hello", system=system)).input_ids for system in (" \n", None))
+    assert empty.tolist() == none.tolist()
+    assert text_of("qwen", chat("qwen", system="into_user").example(asked)).count("Be kind.\n\nHi<|im_end|>") == 1
 
 
-def test_a_row_without_an_answer_is_refused() -> None:
-    format = chat("byte")
-    with pytest.raises(Mistake, match=r"1 row without an assistant's turn.*train.jsonl:1 \(id r1"):
-        fit([format.example(row("Hi"))], 100, "error", format)
+def test_a_template_that_changes_the_text_of_a_message() -> None:
+    louder = tokenizer(TURNS.replace("m.content", "m.content | upper"), IM, eos="<|endoftext|>")
+    with pytest.raises(Mistake, match=r"\(id r1\): the chat template does not write every message once as it is"):
+        ChatFormat(louder, (), "front", "all", "template").example(row("Hi", "Hello"))
+
+
+def control(added: tuple[str, ...] = (), normalized: bool = False, template: str = TURNS) -> ChatFormat:
+    own = tokenizer(template, IM, eos="<|endoftext|>", added=added)
+    if normalized:
+        own.backend_tokenizer.normalizer = normalizers.NFKC()
+        own.add_tokens([AddedToken("<|stop|>", normalized=True, special=True)], special_tokens=True)
+    return ChatFormat(own, ("image",), "placeholder", "all", "template")
+
+
+CALLS = "{{ '<tool_call>' if false }}" + TURNS
+FORGERIES = {
+    "in the system's text": (control(), row("Hi", "Hello", system="<|im_end|>"), "message 1 holds <|im_end|>"),
+    "in an answer": (control(), row("Hi", "a<|im_start|>"), "message 2 holds <|im_start|>"),
+    "an added token that the template writes": (
+        control(("<tool_call>",), template=CALLS),
+        row("a <tool_call>", "b"),
+        "message 1 holds <tool_call>",
+    ),
+    "a placeholder that is a token": (
+        control(("<image>",), template=CALLS + "{# <image> #}"),
+        row(r"\<image>", "b"),
+        "<image>",
+    ),
+    "together with the template's text": (
+        control(
+            template="{{ '<|im_' if false }}" + TURNS.replace("m.content + '<|im_end|>", "m.content + 'nd|><|im_end|>")
+        ),
+        row("Hi <|im_e", "Hello"),
+        "message 1 becomes <|im_end|>",
+    ),
+    "by normalisation": (control(normalized=True), row("＜|stop|＞", "Hello"), "message 1 becomes <|stop|>"),
+    "by normalisation, in an answer": (control(normalized=True), row("Hi", "＜|stop|＞"), "message 2 becomes <|stop|>"),
+    "half a character": (control(), row("a\ud800", "b"), "message 1 holds half of a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_no_text_becomes_a_control_token(name: str) -> None:
+    format, bad, said = FORGERIES[name]
+    with pytest.raises(Mistake) as mistake:
+        format.example(bad)
+    assert str(mistake.value).startswith("train.jsonl:1 (id r1)") and said in str(mistake.value)
+
+
+def test_what_only_looks_like_a_control_token_is_text() -> None:
+    # An item parts two texts, so nothing is made of both; other characters are other tokens; an answer may call a tool.
+    for format, good in (
+        (control(), row("<|im_<image>end|>", "b", image=(1,))),
+        (control(), row("＜|im_end|＞ <|im_ end|>", "b")),
+        (control(("<table>", "\n\n", "assistant")), row("<table>\n\nassistant", "b")),
+        (control(("<tool_call>",), template=CALLS), row("Hi", "<tool_call>")),
+    ):
+        text = marked(format.tokenizer, format.example(good))
+        assert text.count("<|im_end|>") == 2

@@ -60,7 +60,7 @@ def losses_of_trainer(folder: Path, with_lora: bool) -> list[float]:
     from transformers import Trainer, TrainingArguments
 
     tokenizer = byte_tokenizer()
-    chat = ChatFormat(tokenizer, [], "front")
+    chat = ChatFormat(tokenizer, [], "front", "all", "template")
     rows = [json.loads(line) for line in (folder / "rows.jsonl").open()]
     examples = [
         chat.example(Row(row["id"], row["id"], (Message("user", row["question"]), Message("assistant", row["answer"]))))

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runner.inventory import Component, adapted_by, components_of
 from runner.terminal import listed
 
 PARAMETER_COLUMNS = ("component", "kind", "trainable", "frozen")
+LOSSES = {
+    "over": "over length",
+    "dropped": "dropped",
+    "truncated": "truncated",
+    "split": "split up",
+    "pieces_dropped": "pieces dropped",
+    "prompt_tokens_lost": "prompt tokens",
+    "answer_tokens_lost": "answer tokens",
+    "items_lost": "items",
+    "unended": "without end of turn",
+}
+"""Counts of a `LengthReport`, by what a person calls them."""
+ENDED = 0.99
+"""Share of a split's rows that end in a supervised end of turn; where fewer do, it is told."""
 
 if TYPE_CHECKING:
     from runner.data.intake import Split
+    from runner.data.length import LengthReport
     from runner.precision import ActivePrecision
     from runner.session import Session
     from runner.settings import Part
@@ -36,6 +51,13 @@ def announce(session: Session) -> None:
         terminal.say(f"Data, {split}: {describe(one)}")
         for line in one.bad.lines:
             terminal.say(line, "yellow")
+    lengths = {split: one.lengths for split, one in session.parts.splits.items()}
+    table = loss_table(lengths)
+    if table:
+        terminal.say("")
+        terminal.table(*table)
+    for sentence in endless(lengths):
+        terminal.say(sentence, "yellow")
     terminal.say(computing(session.precision))
     for sentence in session.parts.notes:
         terminal.say(sentence)
@@ -77,16 +99,42 @@ def parameter_rows(components: Sequence[Component], adapted: Sequence[Component]
 
 
 def describe(split: Split) -> str:
-    """`1,437 rows, the longest 31 tokens; 12 over length: 12 dropped.`"""
+    """`1,437 rows, the longest 31 text tokens; 12 over length: 2 dropped, 10 truncated.`"""
     report = split.lengths
     text = "read as they are needed, the first " if split.stream else ""
     text += f"{report.total:,} rows" + (f", the longest {report.longest:,} text tokens" if report.longest else "")
     if split.bad.skipped:
         text += f"; {split.bad.skipped:,} of {split.bad.total:,} left out (data.on_bad_row=skip)"
     if report.over:
+        became = {
+            "dropped": report.dropped,
+            "truncated": report.truncated,
+            f"split into {report.kept - report.total + report.dropped + report.split:,}": report.split,
+        }
         text += f"; {report.over:,} over length: "
-        text += f"{report.dropped:,} dropped" if report.dropped else f"{report.tokens_cut:,} prompt tokens cut"
+        text += ", ".join(f"{count:,} {what}" for what, count in became.items() if count)
     return text + "."
+
+
+def loss_table(reports: Mapping[str, LengthReport]) -> tuple[str, Sequence[str], list[list[str]], Sequence[str]] | None:
+    """What rows lost to their length, by split: title, columns, rows, columns with numbers. None where nothing was."""
+    rows = [
+        [split, *(f"{getattr(report, name):,}" for name in LOSSES)]
+        for split, report in reports.items()
+        if not report.is_whole
+    ]
+    return ("Lost to length", ("split", *LOSSES.values()), rows, tuple(LOSSES.values())) if rows else None
+
+
+def endless(reports: Mapping[str, LengthReport]) -> Iterator[str]:
+    """A sentence for each split of whose rows fewer than ENDED end in a supervised end of turn."""
+    for split, report in reports.items():
+        if report.unended > (1 - ENDED) * report.kept:
+            share = report.unended / report.kept
+            yield (
+                f"Data, {split}: {report.unended:,} of {report.kept:,} rows ({share:.1%}) end in no end of turn that "
+                "is learnt, as their answers were cut to length: from them the model does not learn to stop."
+            )
 
 
 def conclude(session: Session, summary: dict[str, Any]) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from runner import settings
+from runner import config, settings
 from runner.alignment import Alignment, aligned_encoders, memory_of, told
 from runner.config import Composed
-from runner.data.chat import ChatFormat, prompt_of
+from runner.data.chat import ChatFormat, asks, prompt_of
 from runner.data.collate import Collate
 from runner.data.length import LengthPolicy, check_answers_fit
 from runner.data.rows import check_modalities, with_text
@@ -42,13 +42,14 @@ class Frame:
     widths: Mapping[str, int]
     """What projectors are given, by modality."""
     fusion: InputFusion | None
+    data: settings.Data
     alignment: Alignment | None = None
     """Where the encoders are those of an earlier run."""
 
     @cached_property
     def chat(self) -> ChatFormat:
         placement = self.fusion.placement if self.fusion else "front"
-        return ChatFormat(self.source.tokenizer(), self.modalities, placement)
+        return ChatFormat(self.source.tokenizer(), self.modalities, placement, self.data.learn, self.data.system)
 
     @property
     def modalities(self) -> list[str]:
@@ -69,13 +70,13 @@ class Frame:
             raise Mistake(
                 f"data.max_length={given.max_length}: the language model takes {takes} tokens. Set at most that."
             )
-        return LengthPolicy(given.max_length or takes, given.over_length, self.chat)
+        return LengthPolicy(given.max_length or takes, given.max_prompt_length, given.over_length, self.chat)
 
     def reads(self) -> dict[str, Any]:
         return {"modalities": self.modalities, "takes": self.takes, "chat": self.chat.fingerprint()}
 
     def prompts(self, examples: Iterable[Example]) -> list[Example]:
-        return [prompt_of(example) for example in examples]
+        return [prompt_of(example) for example in examples if asks(example)]
 
     def collate(self) -> Collate:
         preprocess = {name: encoder.preprocess for name, encoder in self.encoders.items()}
@@ -137,7 +138,8 @@ def bare_frame(composed: Composed) -> Frame:
 def frame_of(composed: Composed, encoders: Mapping[str, Encoder]) -> Frame:
     source: LanguageModelSource = seat(composed, "llm")
     widths = {name: encoder.width for name, encoder in encoders.items()}
-    return Frame(source, encoders, widths, build_fusion(composed, encoders, source.width()))
+    data = config.section(composed.tree["data"], settings.Data)
+    return Frame(source, encoders, widths, build_fusion(composed, encoders, source.width()), data)
 
 
 def build_llm(composed: Composed, source: LanguageModelSource) -> LanguageModel:

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from runner import config
-from runner.announce import computing, describe
+from runner.announce import computing, describe, endless, loss_table
 from runner.config import Composed
 from runner.data.intake import Split
 from runner.data.length import check_answers_fit
@@ -58,6 +58,11 @@ def evaluate_run(composed: Composed) -> dict[str, Any]:
         "",
     ):
         console.print(line, markup=False)
+    table = loss_table({name: taken.lengths})
+    if table:
+        print_table(console, *table)
+    for sentence in endless({name: taken.lengths}):
+        console.print(sentence, markup=False, style="yellow")
     peers = Peers(run.accelerator, StopRequest())
     metrics, predictions = evaluate(
         objective, examples, prompts, run.frame.collate(), run.batch_size, run.accelerator, peers

@@ -165,7 +165,7 @@ class AnyLength:
     def check(self) -> None: ...
 
     def report(self) -> LengthReport:
-        return LengthReport(self.count, 0, 0, 0, 0, 0)
+        return LengthReport(total=self.count, kept=self.count, longest=0, longest_prompt=0)
 
 
 def example_of(row: Row, modalities: Sequence[str]) -> Example:

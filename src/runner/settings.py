@@ -69,6 +69,8 @@ class Data:
     """Of a split's rows; with skip, more bad ones than that end the run all the same."""
     learn: Literal["all", "last"]
     """Which of the assistant's turns are learnt."""
+    system: Literal["template", "into_user"]
+    """Where the system's text goes: as the chat template writes it, or in front of the first user's."""
     max_length: Count | None
     """Text tokens of a row, template included; null: whatever the language model takes."""
     max_prompt_length: Count | None

@@ -1,61 +1,58 @@
-r"""Messages to token ids and labels by the language model's own chat template, rendered once and tokenised once.
+"""Messages to token ids and labels by the language model's own chat template, rendered once and tokenised once.
 
-Noncharacters mark user texts and places in that rendering and are taken out before it is tokenised, so what the model
-reads is what its template writes. Learnt are the assistant's turns, up to and with the token that ends a turn.
+Learnt are the assistant's turns, up to and with the token that ends a turn; where they are is known by spans of that
+one rendering, never by ids or by pieces that were tokenised apart.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jinja2 import TemplateError
 
-from runner.data.rows import check_placeholders, placeholder_names, split_content
-from runner.protocols import IGNORED, Example, Message, Mistake, Row
+from runner.data.control_tokens import ControlTokens
+from runner.data.rendering import Renderer, Rendering
+from runner.data.rows import split_content
+from runner.data.template import PROBE, Template, name_of
+from runner.protocols import IGNORED, Example, Mistake, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-USER_START, USER_END, PLACE = "\ufdd0", "\ufdd1", "\ufdd2"
-MARKS = re.compile(f"[{USER_START}{USER_END}{PLACE}]")
-
-PLAIN_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{{ '\n' if not loop.first }}"
-    "{{ message.role | capitalize + ':\n' + message.content | trim }}"
-    "{{ eos_token if message.role == 'assistant' }}"
-    "{% endfor %}"
-    "{{ '\nAssistant:\n' if add_generation_prompt }}"
-)
-"""For a tokenizer without a template. Newlines and trimmed contents keep tokens from straddling a turn's border."""
+Spans = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Rendering:
-    """A conversation as its template writes it; positions are characters of `text`."""
+class Encoded:
+    """An example of L tokens, and what its tokens are."""
 
-    text: str
-    user_texts: list[tuple[int, int]]
-    places: list[tuple[str, int, int]]
-    answers: list[int]
-    """Where each assistant's turn starts, after its header."""
+    example: Example
+    asked: np.ndarray
+    """bool [L]: a user's text."""
+    messages: tuple[tuple[int, int], ...]
+    """Of each of the row's messages the tokens of its text, start and stop, in an answer the end of turn included."""
+    borders: tuple[int, ...]
+    """Tokens with which something new begins after an answer."""
 
 
 class ChatFormat:
-    """`modalities` are those whose items get a place, in the order in which they stand before the first user text."""
+    """`modalities` are those whose items get a place, in the order in which they stand before the first user text.
+
+    `learn`: every assistant's turn or the last; `system`: whether the template writes the system's text, or it stands
+    in front of the first user's.
+    """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         modalities: Sequence[str],
         placement: Literal["front", "placeholder"],
+        learn: Literal["all", "last"],
+        system: Literal["template", "into_user"],
     ) -> None:
         if not tokenizer.is_fast:
             raise Mistake(
@@ -63,16 +60,12 @@ class ChatFormat:
                 "stand; a model folder with a tokenizer.json gives a fast one."
             )
         self.tokenizer = tokenizer
-        self.modalities = tuple(modalities)
-        self.placement = placement
-        self.placeholders = placeholder_names(modalities)
-        self.template = None if tokenizer.chat_template else PLAIN_TEMPLATE
-        if self.template and not tokenizer.eos_token:
-            raise Mistake("The tokenizer has neither a chat template nor an end-of-text token, so no turn can end.")
-        added = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-        special = added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        self.special_tokens = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
-        self.end_of_turn = self.find_end_of_turn(set(special.values()))
+        self.learn = learn
+        self.template = Template(tokenizer)
+        self.control = ControlTokens(tokenizer, self.template)
+        self.renderer = Renderer(self.template, self.control, modalities, placement, system)
+        self.placeholders = self.renderer.placeholders
+        self.end_of_turn = self.find_end_of_turn()
 
     @property
     def end_of_turn_ids(self) -> list[int]:
@@ -86,14 +79,13 @@ class ChatFormat:
         written = f"{tokenizer.backend_tokenizer.to_str()}{tokenizer.chat_template}{tokenizer.special_tokens_map}"
         return {
             "tokenizer": hashlib.sha256(written.encode()).hexdigest(),
-            "modalities": self.modalities,
-            "placement": self.placement,
+            "modalities": self.renderer.modalities,
+            "placement": self.renderer.placement,
         }
 
-    def find_end_of_turn(self, special_ids: set[int]) -> int:
-        row = Row("probe", "A probe", (Message("user", "Question"), Message("assistant", "Answer")))
-        ids, _ = self.tokenize(self.render(row, row.messages, generate=False).rstrip())
-        if ids[-1] not in special_ids:
+    def find_end_of_turn(self) -> int:
+        ids, _ = self.tokenize(self.template.render(Row("probe", "A probe", PROBE), PROBE, generate=False).rstrip())
+        if ids[-1] not in self.control.special:
             raise Mistake(
                 "The chat template does not end the assistant's turn with a special token, so the model could not "
                 f"learn to stop: its rendering ends in {self.tokenizer.decode(ids[-4:])!r}. Mend the template."
@@ -102,7 +94,7 @@ class ChatFormat:
 
     def example(self, row: Row) -> Example:
         """All of a row; a conversation that the user ends goes on with the header of the answer that is due."""
-        return self.encode(row)[0]
+        return self.encode(row).example
 
     def truth(self, row: Row) -> str | None:
         """The last answer, if there is one, without white space around it."""
@@ -110,60 +102,58 @@ class ChatFormat:
             return None
         return "".join(split_content(row.messages[-1].content, self.placeholders)[0]).strip()
 
-    def truncate(self, row: Row, max_length: int) -> Example:
-        """The row's example without so many of the first tokens of its user texts that it has `max_length` tokens."""
-        example, content = self.encode(row)
-        over = max(0, len(example.input_ids) - max_length)
-        if over > len(content):
-            raise Mistake(
-                f"{row.where} (id {row.id}) has {len(example.input_ids)} tokens, of which only {len(content)} are the "
-                f"user's: it cannot be cut to data.max_length={max_length}. Raise it, or drop such rows "
-                "(data.over_length=drop)."
-            )
-        kept = np.ones(len(example.input_ids), dtype=bool)
-        kept[content[:over]] = False
-        position = np.concatenate([[0], kept.cumsum()])
-        return replace(
-            example,
-            input_ids=example.input_ids[kept],
-            labels=example.labels[kept],
-            places=tuple((modality, item, int(position[place])) for modality, item, place in example.places),
-        )
-
-    def encode(self, row: Row) -> tuple[Example, list[int]]:
-        """The example, and which of its tokens are a user's text."""
-        rendering = self.lay_out(row)
+    def encode(self, row: Row) -> Encoded:
+        """Raises `Mistake` for a row that cannot be rendered as it is."""
+        rendering = self.renderer.lay_out(row)
         ids, spans, first_token = self.tokenize_in_pieces(rendering)
         if len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.bos_token_id:
-            raise Mistake(f"The chat template begins with {self.tokenizer.bos_token} twice; mend the template.")
+            raise Mistake(
+                f"{name_of(row)}: the chat template begins with {self.tokenizer.bos_token} twice; mend the template."
+            )
+        answers = {
+            number: (first_token[start], self.end_of_answer(row, rendering, start, ids, spans, first_token[start]) + 1)
+            for number, start in rendering.answers
+        }
+        self.control.check_tokens(row, ids, spans, texts_of(row, rendering, self.placeholders, answers, spans))
         labels = np.full(len(ids), IGNORED, dtype=np.int32)
-        for answer in rendering.answers:
-            first = first_token[answer]
-            next_user = next((start for start, _ in rendering.user_texts if start > answer), len(rendering.text))
-            ends = (i for i in range(first, len(ids)) if ids[i] == self.end_of_turn and spans[i][0] < next_user)
-            end = next(ends, None)
-            if end is None:
-                raise Mistake(f"{name_of(row)}: the chat template does not end every answer; mend the template.")
-            labels[first : end + 1] = ids[first : end + 1]
+        for first, stop in list(answers.values())[0 if self.learn == "all" else -1 :]:
+            labels[first:stop] = ids[first:stop]
         labels[:1] = IGNORED
-        content = [
-            i
-            for i, (left, right) in enumerate(spans)
-            if any(start <= left < right <= stop for start, stop in rendering.user_texts)
-        ]
+        lefts, rights = (np.array(side, dtype=np.int64) for side in zip(*spans, strict=True))
+        asked = np.zeros(len(ids), dtype=bool)
+        messages = [(0, 0)] * len(row.messages)
+        for number, start, stop in rendering.asked:
+            messages[number] = tuple(np.searchsorted(lefts, (start, stop)).tolist())
+            if row.messages[number].role == "user":
+                asked |= (start <= lefts) & (lefts < rights) & (rights <= stop)
+        for number, answer in answers.items():
+            messages[number] = answer
         places = tuple((modality, item, first_token[place]) for modality, item, place in rendering.places)
-        return Example(row.id, np.array(ids, dtype=np.int32), labels, places, row), content
+        example = Example(row.id, np.array(ids, dtype=np.int32), labels, places, row)
+        borders = [after_blanks(stop, rendering.text, spans) for _, stop in answers.values()]
+        return Encoded(example, asked, tuple(messages), tuple(one for one in borders if one < len(ids)))
 
-    def tokenize_in_pieces(self, rendering: Rendering) -> tuple[list[int], list[tuple[int, int]], dict[int, int]]:
+    def end_of_answer(
+        self, row: Row, rendering: Rendering, start: int, ids: list[int], spans: Spans, first: int
+    ) -> int:
+        """The token that ends the answer whose first token is `first` and stands at character `start`."""
+        limit = next((left for _, left, _ in rendering.asked if left > start), len(rendering.text))
+        ends = (i for i in range(first, len(ids)) if ids[i] == self.end_of_turn and spans[i][0] < limit)
+        end = next(ends, None)
+        if end is None:
+            raise Mistake(f"{name_of(row)}: the chat template does not end every answer; mend the template.")
+        return end
+
+    def tokenize_in_pieces(self, rendering: Rendering) -> tuple[list[int], Spans, dict[int, int]]:
         """Ids, the characters of each, and the first token of each place and answer.
 
         Places cut the text, since a token cannot stand on both sides of an item. So does the start of an answer whose
         first token would reach over it or look ahead: a prompt is tokenised just as its example begins.
         """
-        text, answers = rendering.text, rendering.answers
-        tokenized: dict[tuple[int, int], tuple[list[int], list[tuple[int, int]]]] = {}
+        text, answers = rendering.text, [start for _, start in rendering.answers]
+        tokenized: dict[tuple[int, int], tuple[list[int], Spans]] = {}
 
-        def piece(start: int, stop: int) -> tuple[list[int], list[tuple[int, int]]]:
+        def piece(start: int, stop: int) -> tuple[list[int], Spans]:
             if (start, stop) not in tokenized:
                 tokenized[start, stop] = self.tokenize(text[start:stop])
             return tokenized[start, stop]
@@ -176,7 +166,7 @@ class ChatFormat:
                 cuts.insert(k, answer)
 
         ids: list[int] = []
-        spans: list[tuple[int, int]] = []
+        spans: Spans = []
         first_token: dict[int, int] = {}
         for start, stop in zip(cuts, cuts[1:], strict=False):
             first_token[start] = len(ids)
@@ -186,102 +176,31 @@ class ChatFormat:
             spans += [(start + left, start + right) for left, right in piece_spans]
         return ids, spans, first_token
 
-    def lay_out(self, row: Row) -> Rendering:
-        messages, front, placed = self.mark(row)
-        marked = self.render(row, messages, generate=messages[-1].role == "user")
-        text: list[str] = []
-        positions: dict[str, list[int]] = {mark: [] for mark in (USER_START, USER_END, PLACE)}
-        length = 0
-        end = 0
-        for match in MARKS.finditer(marked):
-            text.append(marked[end : match.start()])
-            length += match.start() - end
-            positions[match[0]].append(length)
-            end = match.end()
-        text.append(marked[end:])
-        users = sum(message.role == "user" for message in messages)
-        if [len(found) for found in positions.values()] != [users, users, len(placed)]:
-            raise Mistake(
-                f"{name_of(row)}: the chat template does not write every message once as it is; mend the template."
-            )
-        answers = []
-        for i, message in enumerate(messages):
-            if message.role == "assistant":
-                before = self.render(row, messages[:i], generate=True)
-                if not marked.startswith(before):
-                    raise Mistake(
-                        f"{name_of(row)}: the chat template writes what comes before message {i + 1} differently once "
-                        "that is there, so the model would learn on a text that it never meets; mend the template."
-                    )
-                answers.append(len(MARKS.sub("", before)))
-        places = [(*item, positions[USER_START][0]) for item in front]
-        places += [(*item, place) for item, place in zip(placed, positions[PLACE], strict=True)]
-        places.sort(key=lambda place: place[2])
-        user_texts = list(zip(positions[USER_START], positions[USER_END], strict=True))
-        return Rendering("".join(text), user_texts, places, answers)
-
-    def mark(self, row: Row) -> tuple[list[Message], list[tuple[str, int]], list[tuple[str, int]]]:
-        """Messages with marks in them, the items before the first user text, the items at placeholders."""
-        if not any(message.role == "user" for message in row.messages):
-            raise Mistake(
-                f"{name_of(row)} has no question: it needs `messages`, columns named by data.fields "
-                "(data.fields={user: question, assistant: answer}), or one question for all rows (data.prompt)."
-            )
-        try:
-            check_placeholders(row, self.placeholders)
-        except Mistake as mistake:
-            raise Mistake(f"{name_of(row)}: {mistake}") from None
-        messages, placed = [], []
-        count = dict.fromkeys(self.placeholders, 0)
-        for number, message in enumerate(row.messages, start=1):
-            if MARKS.search(message.content):
-                raise Mistake(f"{name_of(row)}: message {number} holds a noncharacter (U+FDD0 to U+FDD2); take it out.")
-            texts, found = split_content(message.content, self.placeholders)
-            if self.placement == "placeholder":
-                content = PLACE.join(texts)
-                for modality in found:
-                    placed.append((modality, count[modality]))
-                    count[modality] += 1
-            else:
-                content = "".join(texts).strip() if found else texts[0]
-            special = self.special_tokens.search(content)
-            if special:
-                raise Mistake(
-                    f"{name_of(row)}: message {number} holds {special[0]}, a special token of the language model, "
-                    "which would end or forge a turn; take it out."
-                )
-            if message.role == "user":
-                # Marks stand inside the outer white space: a template that trims goes on trimming.
-                inner = content.strip()
-                lead = content[: len(content) - len(content.lstrip())] if inner else ""
-                tail = content[len(lead) + len(inner) :]
-                content = f"{lead}{USER_START}{inner}{USER_END}{tail}"
-            messages.append(Message(message.role, content))
-        with_placeholder = {modality for modality, _ in placed}
-        front = [
-            (modality, item)
-            for modality in self.modalities
-            if modality not in with_placeholder
-            for item in range(len(row.items.get(modality, ())))
-        ]
-        return messages, front, placed
-
-    def render(self, row: Row, messages: Sequence[Message], generate: bool) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                turns, chat_template=self.template, tokenize=False, add_generation_prompt=generate
-            )
-        except (TemplateError, TypeError) as error:
-            raise Mistake(
-                f"{name_of(row)}: the language model's chat template refuses the messages: {error}."
-            ) from error
-        return str(text)
-
-    def tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def tokenize(self, text: str) -> tuple[list[int], Spans]:
         """Ids, and the characters of each."""
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return encoding["input_ids"], encoding["offset_mapping"]
+
+
+def texts_of(
+    row: Row, rendering: Rendering, placeholders: Sequence[str], answers: dict[int, tuple[int, int]], spans: Spans
+) -> list[tuple[int, int, int]]:
+    """Message, counted from 1, with start and stop of its text in the rendering; an answer's is what stands last before
+    its end of turn, where the template writes it as it is."""
+    texts = [(number + 1, start, stop) for number, start, stop in rendering.asked]
+    for (number, start), (_, after) in zip(rendering.answers, answers.values(), strict=True):
+        content = "".join(split_content(row.messages[number].content, placeholders)[0]).strip()
+        found = rendering.text.rfind(content, start, spans[after - 1][0])
+        if found >= 0:
+            texts.append((number + 1, found, found + len(content)))
+    return texts
+
+
+def after_blanks(first: int, text: str, spans: Spans) -> int:
+    """The first token from `first` on that is more than white space."""
+    while first < len(spans) and text[slice(*spans[first])].isspace():
+        first += 1
+    return first
 
 
 def prompt_of(example: Example) -> Example:
@@ -299,5 +218,6 @@ def prompt_of(example: Example) -> Example:
     )
 
 
-def name_of(row: Row) -> str:
-    return f"{row.where} (id {row.id})"
+def asks(example: Example) -> bool:
+    """Whether it holds a question: a piece of a row may begin within an answer and end with it."""
+    return any(message.role == "user" for message in example.row.messages)

@@ -90,7 +90,7 @@ def take_in(
     return opened(keep(given.cache, "rows", made_of, lambda folder: write(Intake(split, rows, reader, given), folder)))
 
 
-SHAPES = ("on_bad_row", "max_bad_share", "learn", "max_length", "max_prompt_length", "over_length")
+SHAPES = ("on_bad_row", "max_bad_share", "learn", "system", "max_length", "max_prompt_length", "over_length")
 """The settings of `data` that an example goes by."""
 
 

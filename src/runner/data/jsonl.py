@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from runner.data.columns import Columns, Record, Split, fingerprint_of_columns
@@ -38,7 +39,7 @@ class Jsonl:
         shards = find_shards(self.path, self.val_path, SUFFIXES)
         columns = Columns(self.fields, self.format, self.extra, modalities, splits=list(shards))
         return {
-            split: Split(split, columns, lambda some=some: records_of(some), ", ".join(one.name for one in some[:3]))
+            split: Split(split, columns, partial(records_of, some), ", ".join(one.name for one in some[:3]))
             for split, some in shards.items()
         }
 

@@ -1,0 +1,323 @@
+"""Rows over length: what each policy leaves of them, item by item and token by token, and what it says of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args, get_type_hints
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from runner.announce import describe, endless, loss_table
+from runner.data.chat import ChatFormat, asks, prompt_of
+from runner.data.cutting import piece_cuts, pieces, prompt_length
+from runner.data.length import LengthPolicy, LengthReport
+from runner.protocols import IGNORED, Example, Message, Mistake, Row
+from runner.settings import Data
+from tests.chat_families import families, marked
+
+FAMILIES = families()
+POLICIES = get_args(get_type_hints(Data)["over_length"])
+CUTTING = ("truncate_prompt", "truncate", "split")
+
+
+def chat(family: str = "tiny", learn: Literal["all", "last"] = "all") -> ChatFormat:
+    return ChatFormat(FAMILIES[family], ("image",), "placeholder", learn, "into_user")
+
+
+def row(*contents: str, id: str = "r1", system: str | None = None, images: int = 0) -> Row:
+    messages = [Message("system", system)] if system is not None else []
+    messages += [Message(("user", "assistant")[k % 2], content) for k, content in enumerate(contents)]
+    return Row(id, "train.jsonl:1", tuple(messages), {"image": tuple(f"{k}.png" for k in range(images))})
+
+
+def fitted(
+    rows: Sequence[Row], max_length: int | None, policy: str, format: ChatFormat, max_prompt_length: int | None = None
+) -> tuple[list[Example], LengthReport]:
+    lengths = LengthPolicy(max_length, max_prompt_length, policy, format)
+    kept = [one for each in rows for one in lengths.fit(format.example(each))]
+    lengths.check()
+    return kept, lengths.report()
+
+
+TWO_TURNS = row("A long <image>question", "Yes", "And <image>another", "No", images=2)
+
+
+def texts(examples: Sequence[Example]) -> list[str]:
+    return [marked(FAMILIES["tiny"], one) for one in examples]
+
+
+def test_rows_within_length_stay_as_they_are() -> None:
+    format = chat()
+    length = len(format.example(TWO_TURNS).input_ids)
+    for policy in POLICIES:
+        for limits in ((length, 18), (None, None)):
+            kept, report = fitted([TWO_TURNS], limits[0], policy, format, limits[1])
+            assert texts(kept) == texts([format.example(TWO_TURNS)]) and kept[0].row is TWO_TURNS
+            assert report == LengthReport(total=1, kept=1, longest=39, longest_prompt=18) and report.is_whole
+    assert describe(report) == "1 rows, the longest 39 text tokens."
+    assert loss_table({"train": report}) is None and list(endless({"train": report})) == []
+
+
+def test_error_names_the_rows_and_both_limits() -> None:
+    rows = [TWO_TURNS, *(row("A question", "Yes " * k, id=f"r{k}") for k in range(2, 9))]
+    with pytest.raises(Mistake) as mistake:
+        fitted(rows, 25, "error", chat(), 17)
+    for part in (
+        "7 rows of 8 longer than data.max_length=25 tokens: train.jsonl:1 (id r1, 39 tokens)", "and 2 more",
+        "data.max_length=46", "data.over_length=drop", "truncate_prompt", "truncate)", "split)",
+    ):  # fmt: skip
+        assert part in str(mistake.value)
+    with pytest.raises(Mistake) as mistake:
+        fitted(rows, None, "error", chat(), 17)
+    assert str(mistake.value).startswith(
+        "1 row of 8 with a prompt longer than data.max_prompt_length=17 tokens: "
+        "train.jsonl:1 (id r1, 18 tokens before its first learnt answer). Raise it (data.max_prompt_length=18)."
+    )
+
+
+def test_drop() -> None:
+    kept, report = fitted([TWO_TURNS, row("Hi", "Yes")], 38, "drop", chat())
+    assert texts(kept) == ["<|user|>Hi<|end|><|assistant|>⟦Yes<|end|>⟧"]
+    assert report == LengthReport(
+        2, 1, 39, 18, over=1, dropped=1, prompt_tokens_lost=32, answer_tokens_lost=7, items_lost=2
+    )
+    assert fitted([TWO_TURNS, row("Hi", "Yes")], None, "drop", chat(), 17)[1] == report
+    with pytest.raises(Mistake, match="None of the 1 row is left by data.over_length=drop.*data.max_length=38"):
+        fitted([TWO_TURNS], 38, "drop", chat())
+
+
+SECOND = "<|user|>And {image 2}another<|end|><|assistant|>⟦No<|end|>⟧"
+
+
+def test_truncate_prompt_cuts_user_texts_from_the_front() -> None:
+    kept, report = fitted([TWO_TURNS], 29, "truncate_prompt", chat())
+    assert texts(kept) == ["<|user|>{image 1}stion<|end|><|assistant|>⟦Yes<|end|>⟧" + SECOND]
+    assert report == LengthReport(1, 1, 39, 18, over=1, truncated=1, prompt_tokens_lost=10)
+    assert describe(report).endswith("; 1 over length: 1 truncated.")
+    # The prompt's own limit: the user texts before the first learnt answer alone.
+    kept, report = fitted([TWO_TURNS], None, "truncate_prompt", chat(), 5)
+    assert texts(kept) == ["<|user|>{image 1}on<|end|><|assistant|>⟦Yes<|end|>⟧" + SECOND]
+    kept, report = fitted([TWO_TURNS], 18, "truncate_prompt", chat(), 5)
+    assert texts(kept) == [
+        "<|user|>{image 1}<|end|><|assistant|>⟦Yes<|end|>⟧<|user|>{image 2}other<|end|><|assistant|>⟦No<|end|>⟧"
+    ]
+    assert report == LengthReport(1, 1, 39, 18, over=1, truncated=1, prompt_tokens_lost=21)
+    # What comes before the last answer is its prompt, where that alone is learnt.
+    kept, report = fitted([TWO_TURNS], None, "truncate_prompt", chat(learn="last"), 20)
+    assert report.longest_prompt == 36 and prompt_length(kept[0]) == 20
+    assert texts(kept)[0].endswith("<|assistant|>Yes<|end|><|user|>nd {image 2}another<|end|><|assistant|>⟦No<|end|>⟧")
+
+
+def test_truncate_cuts_the_end() -> None:
+    kept, report = fitted([TWO_TURNS], 24, "truncate", chat())
+    assert texts(kept) == ["<|user|>A long {image 1}question<|end|><|assistant|>⟦Yes<|end|>⟧<|user|>A"]
+    assert kept[0].row.items == {"image": ("0.png",)} and kept[0].row.messages == TWO_TURNS.messages[:2]
+    assert report == LengthReport(
+        1, 1, 39, 18, over=1, truncated=1, prompt_tokens_lost=12, answer_tokens_lost=3, items_lost=1
+    )
+    # An item before the first token that is cut off goes with that token.
+    kept, report = fitted([TWO_TURNS], 27, "truncate", chat())
+    assert texts(kept)[0].endswith("<|user|>And ") and report.items_lost == 1
+    # The prompt loses the end of its user texts; the answers stay behind it.
+    kept, report = fitted([TWO_TURNS], None, "truncate", chat(), 8)
+    assert texts(kept) == ["<|user|>A lon{image 1}<|end|><|assistant|>⟦Yes<|end|>⟧" + SECOND]
+
+
+def test_rows_that_do_not_end_are_told() -> None:
+    kept, report = fitted([TWO_TURNS, row("Hi", "Yes")], 20, "truncate", chat())
+    assert texts(kept)[0].endswith("<|assistant|>⟦Ye⟧") and report.unended == 1
+    (sentence,) = endless({"train": report})
+    assert sentence.startswith("Data, train: 1 of 2 rows (50.0%) end in no end of turn that is learnt")
+    assert list(endless({"train": LengthReport(200, 200, 9, 9, over=2, truncated=2, unended=2)})) == []
+    assert len(list(endless({"train": LengthReport(200, 200, 9, 9, over=3, truncated=3, unended=3)}))) == 1
+    title, columns, rows, right = loss_table({"train": report, "val": LengthReport(1, 1, 9, 9)})
+    named = dict(zip(columns, rows[0], strict=True))
+    assert len(rows) == 1 and named["split"] == "train" and set(right) == set(columns) - {"split"}
+    assert (named["prompt tokens"], named["answer tokens"], named["items"]) == ("14", "5", "1")
+    assert named["without end of turn"] == "1"
+
+
+def test_split_at_the_borders_of_turns() -> None:
+    kept, report = fitted([TWO_TURNS], 30, "split", chat())
+    first, second = kept
+    assert texts(kept) == [
+        "<|user|>A long {image 1}question<|end|><|assistant|>⟦Yes<|end|>⟧",
+        "<|user|>And {image 1}another<|end|><|assistant|>⟦No<|end|>⟧",
+    ]
+    assert [one.id for one in kept] == [one.row.id for one in kept] == ["r1#1", "r1#2"]
+    assert [one.row.items["image"] for one in kept] == [("0.png",), ("1.png",)]
+    assert [one.row.messages for one in kept] == [TWO_TURNS.messages[:2], TWO_TURNS.messages[2:]]
+    assert report == LengthReport(1, 2, 39, 18, over=1, split=1)
+    assert describe(report).endswith("; 1 over length: 1 split into 2.")
+    assert chat().truth(first.row) == "Yes" and texts([prompt_of(second)]) == [
+        "<|user|>And {image 1}another<|end|><|assistant|>"
+    ]
+    # The white space between two turns stays with the first.
+    kept, _ = fitted([row("One?", "Two.", "Three?", "Four.")], 25, "split", chat("chatml"))
+    assert marked(FAMILIES["chatml"], kept[1]).startswith("<|im_start|>user\nThree?<|im_end|>")
+
+
+def test_split_within_turns() -> None:
+    # An answer gets what of its prompt fits before it; the rest has nothing to learn.
+    kept, report = fitted([TWO_TURNS], 20, "split", chat())
+    assert texts(kept)[0] == " long {image 1}question<|end|><|assistant|>⟦Yes<|end|>⟧"
+    assert (report.kept, report.pieces_dropped, report.prompt_tokens_lost, report.answer_tokens_lost) == (2, 1, 2, 0)
+    kept, report = fitted([TWO_TURNS], None, "split", chat(), 6)
+    assert texts(kept) == [
+        "tion<|end|><|assistant|>⟦Yes<|end|>⟧<|user|>And {image 1}another<|end|><|assistant|>⟦No<|end|>⟧"
+    ]
+    assert report.items_lost == 1 and kept[0].row.items == {"image": ("1.png",)}
+    # A long answer goes on from piece to piece; the first token of a piece has nothing before it to be told from.
+    long = row("Hi", "0123456789")
+    kept, report = fitted([long], 8, "split", chat())
+    assert texts(kept) == ["Hi<|end|><|assistant|>⟦0123⟧", "4⟦56789<|end|>⟧"]
+    assert report == LengthReport(
+        1, 2, 16, 5, over=1, split=1, pieces_dropped=1, prompt_tokens_lost=1, answer_tokens_lost=1, unended=1
+    )
+    assert [one.row.messages for one in kept] == [long.messages, long.messages[1:]]
+    assert [asks(one) for one in kept] == [True, False]
+    # Where the last answer alone is learnt, what was said before goes as far as it fits.
+    kept, report = fitted([TWO_TURNS], 25, "split", chat(learn="last"))
+    assert texts(kept) == ["<|user|>And {image 1}another<|end|><|assistant|>⟦No<|end|>⟧"] and report.split == 1
+
+
+UNFIT = {
+    "untaught": (row("Hi"), 100, "truncate", "1 row without an assistant's turn"),
+    "an id like a piece's": (row("Hi", "Yes", id="a#2"), 100, "split", "1 row with an id that ends in # and a number"),
+    "too little to cut": (row("Hi", "Yes"), 6, "truncate_prompt", "1 row cannot be cut to data.max_length=6"),
+    "nothing left": (row("Hi", "Yes"), 5, "truncate", "None of the 1 row is left by data.over_length=truncate"),
+    "one token": (row("Hi", "Yes"), 1, "split", "None of the 1 row is left by data.over_length=split"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_cannot_be_learnt_from_is_told_after_the_last_row(name: str) -> None:
+    bad, limit, policy, said = UNFIT[name]
+    lengths = LengthPolicy(limit, None, policy, chat())
+    kept = lengths.fit(chat().example(bad))
+    assert len(kept) == (name == "an id like a piece's")
+    with pytest.raises(Mistake, match=said):
+        lengths.check()
+
+
+def test_a_prompt_that_cannot_be_cut() -> None:
+    for policy in ("truncate_prompt", "truncate"):
+        with pytest.raises(
+            Mistake, match=r"data.max_prompt_length=2, as too few .*train.jsonl:1 \(id r1, 2 of 9 tokens\)"
+        ):
+            fitted([row("Hi", "Yes")], None, policy, chat(), 2)
+    kept, _ = fitted([row("Hi", "Yes")], None, "split", chat(), 2)
+    assert texts(kept) == ["<|end|><|assistant|>⟦Yes<|end|>⟧"]
+
+
+contents = st.lists(st.sampled_from(["a", "ü", "word ", "<image>", "\n\n", "猫😀"]), max_size=6).map("".join)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Row:
+    turns = draw(st.lists(contents, min_size=2, max_size=6))
+    turns = [text if k % 2 == 0 else text.replace("<image>", "") for k, text in enumerate(turns)]
+    system = draw(st.none() | st.just("Be kind."))
+    return row(*turns, system=system, images=sum(text.count("<image>") for text in turns))
+
+
+@given(
+    whole=rows(),
+    family=st.sampled_from(list(FAMILIES)),
+    learn=st.sampled_from(["all", "last"]),
+    policy=st.sampled_from(CUTTING),
+    max_length=st.none() | st.integers(1, 60),
+    max_prompt_length=st.none() | st.integers(1, 40),
+)
+def test_what_is_left_is_within_the_limits_and_all_that_is_lost_is_counted(
+    whole: Row,
+    family: str,
+    learn: Literal["all", "last"],
+    policy: str,
+    max_length: int | None,
+    max_prompt_length: int | None,
+) -> None:
+    format = chat(family, learn)
+    example = format.example(whole)
+    lengths = LengthPolicy(max_length, max_prompt_length, policy, format)
+    left, report = lengths.fit(example), lengths.report()
+    assume(not lengths.stubborn.count)
+    for one in left:
+        assert len(one.input_ids) <= (max_length or len(example.input_ids))
+        assert prompt_length(one) <= (max_prompt_length or len(example.input_ids))
+        learnt = one.labels != IGNORED
+        assert learnt.any() and not learnt[0] and (one.labels[learnt] == one.input_ids[learnt]).all()
+        assert one.input_ids.dtype == one.labels.dtype == np.int32
+        # Each item once, in order, at a place in the text.
+        assert [(name, item) for name, item, _ in one.places] == [
+            ("image", item) for item in range(len(one.row.items["image"]))
+        ]
+        places = [place for *_, place in one.places]
+        assert places == sorted(places) and all(0 <= place <= len(one.input_ids) for place in places)
+        if asks(one):
+            prompt = prompt_of(one)
+            assert one.input_ids[: len(prompt.input_ids)].tolist() == prompt.input_ids.tolist()
+    items = [item for one in left for item in one.row.items["image"]]
+    expected = list(whole.items["image"])
+    assert [item for item in expected if item in items] == items, "in the row's order, none twice"
+    assert report.items_lost == len(expected) - len(items)
+    tokens = sum(len(one.input_ids) for one in left)
+    learnt = sum(int((one.labels != IGNORED).sum()) for one in left)
+    assert learnt == int((example.labels != IGNORED).sum()) - report.answer_tokens_lost
+    assert report.prompt_tokens_lost >= 0 and report.kept == len(left)
+    if policy != "split":
+        assert tokens == len(example.input_ids) - report.prompt_tokens_lost - report.answer_tokens_lost
+    if policy == "truncate_prompt":
+        assert report.items_lost == report.answer_tokens_lost == 0
+    assert report.over == report.dropped + report.truncated + report.split
+    assert report.unended == sum(one.labels[one.labels != IGNORED][-1] != format.end_of_turn for one in left)
+
+
+@given(
+    whole=rows(),
+    family=st.sampled_from(list(FAMILIES)),
+    max_length=st.none() | st.integers(1, 60),
+    max_prompt_length=st.none() | st.integers(1, 40),
+)
+def test_pieces_one_after_another_are_the_whole(
+    whole: Row, family: str, max_length: int | None, max_prompt_length: int | None
+) -> None:
+    encoded = chat(family).encode(whole)
+    some = pieces(encoded, max_length, max_prompt_length)
+    assert np.concatenate([one.input_ids for one in some]).tolist() == encoded.example.input_ids.tolist()
+    assert [item for one in some for item in one.row.items["image"]] == list(whole.items["image"])
+    start, places = 0, []
+    for one in some:
+        stop = start + len(one.input_ids)
+        assert one.labels[0] == IGNORED
+        assert one.labels[1:].tolist() == encoded.example.labels[start + 1 : stop].tolist()
+        places += [start + place for *_, place in one.places]
+        start = stop
+    assert places == [place for *_, place in encoded.example.places]
+
+
+@given(
+    runs=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=5),
+    max_length=st.integers(2, 40),
+    max_prompt_length=st.none() | st.integers(1, 20),
+)
+def test_cuts_fall_on_borders_where_they_can(
+    runs: list[tuple[int, int]], max_length: int, max_prompt_length: int | None
+) -> None:
+    # Every turn a prompt and an answer; a border lies where a turn begins.
+    learnt = np.concatenate([np.repeat([False, True], run) for run in runs])
+    borders = np.cumsum([sum(run) for run in runs])[:-1].tolist()
+    cuts = piece_cuts(learnt, borders, max_length, max_prompt_length)
+    assert cuts[0] == 0 and cuts[-1] == len(learnt) and cuts == sorted(set(cuts))
+    if all(sum(run) <= max_length and run[0] <= (max_prompt_length or run[0]) for run in runs):
+        assert set(cuts) <= {0, *borders, len(learnt)}, "turns that fit stay whole"
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        first = start + 1 + int(learnt[start + 1 : stop].argmax()) if learnt[start + 1 : stop].any() else None
+        if first is not None:
+            assert stop - start <= max_length and first - start <= (max_prompt_length or max_length)
+            whole = min(border for border in [*borders, len(learnt)] if border > first) - first
+            if whole <= max_length // 2:
+                assert stop >= first + whole, "an answer that fits behind half a piece of prompt is not cut"
