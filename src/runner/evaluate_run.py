@@ -84,12 +84,12 @@ def evaluate_run(composed: Composed) -> dict[str, Any]:
     return summary
 
 
-def chosen_rows(run: Trained, split: str, path: str | None) -> tuple[str, Sequence[Row]]:
+def chosen_rows(run: Trained, split: str, path: Any) -> tuple[str, Sequence[Row]]:
     """A split by its name, or the rows of a file or folder that was named, by that one's."""
     splits = read_splits(run.composed, run.frame.modalities)
     if path is not None and len(splits) == 1:
         (rows,) = splits.values()
-        place = Path(os.path.abspath(path))  # `.` has no name of its own
+        place = Path(os.path.abspath(path) if isinstance(path, str) else "files")  # `.` has no name of its own
         return place.name if place.is_dir() else place.stem, rows
     if not splits.get(split):
         hint = did_you_mean(split, splits, otherwise=".")
