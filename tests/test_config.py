@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ TEXTS = st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=30)
 def test_free_text_arrives_as_typed(text: str) -> None:
     assume(text not in ("null", "???"))
     assume(not (len(text.strip()) > 1 and text.strip()[0] == text.strip()[-1] and text.strip()[0] in "\"'"))
-    for key in ("name", "data.path"):
+    several = re.fullmatch(r"\[.*\]|\{\s*\w+:.*\}", text, re.DOTALL)
+    for key in ("name",) if several else ("name", "data.path"):
         assert arrives(quote(f"{key}={text}", sweeping=False)) == text
 
 
@@ -91,6 +93,9 @@ def test_what_is_quoted_and_what_not() -> None:
     assert quote("train.max_steps=1,2", True) == "train.max_steps=1,2"
     assert quote('name=choice("a, b",c)', True) == 'name=choice("a, b",c)'
     assert arrives(quote("name=choice(a,b)", False)) == "choice(a,b)"
+    for files in ("[a b.csv, c=(1).csv]", "{north: a.csv, south: 'b c.csv'}"):
+        found = OmegaConf.to_container(arrives(quote(f"data.path={files}", False)))
+        assert found in (["a b.csv", "c=(1).csv"], {"north": "a.csv", "south": "b c.csv"})
     assert quote("hydra.run.dir=out/lr=0.1,x/${now:%H}", False) == 'hydra.run.dir="out/lr=0.1,x/${now:%H}"'
 
 

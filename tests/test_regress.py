@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import ranks
 import torch
+import yaml
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 from test_exactness import lines_of, pictures, train_lines
 
 import runner
 from runner.cli import main
+from runner.config import CONF
 from runner.data.csv_series import CsvSeries
 from runner.models.regress import Regress
 from runner.protocols import Mistake, Prediction, Row
@@ -47,12 +49,10 @@ def data(file: Path, *more: str) -> list[str]:
 
 
 def rows_of(file: Path, **changed: Any) -> dict[str, list[Row]]:
-    given = {
-        "time": None, "channels": None, "targets": None, "lookback": LOOKBACK, "horizon": HORIZON, "stride": 1,
-        "borders": [0.6, 0.8, 1.0], "reach_back": True, "scaling": "z_score", "apart": False, "missing": "keep",
-        "prompt": None,
-    }  # fmt: skip
-    return CsvSeries(str(file), **(given | changed)).read(["series"])
+    given = yaml.safe_load((CONF / "data" / "csv_series.yaml").read_text())
+    given |= {"path": str(file), "time": None, "lookback": LOOKBACK, "horizon": HORIZON, "missing": "keep"}
+    given |= {"borders": [0.6, 0.8, 1.0], **changed}
+    return CsvSeries(**{name: value for name, value in given.items() if name != "_target_"}).read(["series"])
 
 
 class Unseeing(torch.nn.Module):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,11 +23,10 @@ from runner.data.jsonl import Jsonl
 from runner.data.series_files import read_series
 from runner.protocols import Horizon, Message, Mistake, Row
 
+DEFAULTS = yaml.safe_load((config.CONF / "data" / "csv_series.yaml").read_text())
 SOURCE: dict[str, Any] = {
-    "time": "date", "channels": None, "targets": None, "lookback": 4, "horizon": 2, "stride": 1,
-    "borders": [0.6, 0.8, 1.0], "reach_back": True, "scaling": "z_score", "apart": False, "missing": "error",
-    "prompt": None,
-}  # fmt: skip
+    name: value for name, value in DEFAULTS.items() if name not in ("_target_", "path")
+} | {"lookback": 4, "horizon": 2, "borders": [0.6, 0.8, 1.0]}  # fmt: skip
 
 
 def numbers(rows: int, channels: int, seed: int = 0) -> np.ndarray:
@@ -172,9 +172,12 @@ def test_missing_values_are_refused_or_kept(tmp_path: Path, caplog: pytest.LogCa
     rows = read(write(file, values), borders=[40], missing="keep")["train"]
     assert all(np.isfinite(row.items["series"][0]).any() and np.isfinite(due_of(row).values).any() for row in rows)
     assert f"{35 - len(rows)} of 35 windows of the train split are left out" in caplog.text
+    values[:30, 1] = np.nan
+    with pytest.raises(Mistake, match="one.csv: `b` has no number in the train rows; leave it out"):
+        read(write(file, values), borders=[30, 40], missing="keep")
     values[:, 1] = np.nan
-    with pytest.raises(Mistake, match="`b` has no number in the train rows"):
-        read(write(file, values), borders=[40], missing="keep")
+    with pytest.raises(Mistake, match="one.csv: `b` has no number at all; leave it out"):
+        read(write(file, values), borders=[30, 40], missing="keep")
 
 
 def test_a_constant_channel_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

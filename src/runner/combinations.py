@@ -219,8 +219,10 @@ def quantization_has_its_parts(tree: Tree) -> Iterator[str]:
 def files_exist(tree: Tree) -> Iterator[str]:
     for path in ("data.path", "data.val_path", "lora.init"):
         value = at(tree, path)
-        if isinstance(value, str) and "://" not in value and not os.path.exists(value) and not matches(value):
-            yield f"{path}: there is no {value}{beside(value)}. Give a file or folder that exists."
+        several = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
+        for one in several:
+            if isinstance(one, str) and "://" not in one and not os.path.exists(one) and not matches(one):
+                yield f"{path}: there is no {one}{beside(one)}. Give a file or folder that exists."
     weights = at(tree, "llm.path")
     if isinstance(weights, str) and looks_like_path(weights) and not os.path.exists(weights):
         yield f"llm.path: there is no {weights}{beside(weights)}. Give a folder, or a hub's owner/name."

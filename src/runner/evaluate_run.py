@@ -91,7 +91,7 @@ def evaluate_run(composed: Composed) -> dict[str, Any]:
     return summary
 
 
-def chosen_split(run: Trained, split: str, path: str | None) -> tuple[str, Split]:
+def chosen_split(run: Trained, split: str, path: Any) -> tuple[str, Split]:
     """A split by its name, or the rows of a file or folder that was named, by that one's."""
     named_by_path = False
 
@@ -107,7 +107,7 @@ def chosen_split(run: Trained, split: str, path: str | None) -> tuple[str, Split
     if not taken.examples:
         raise Mistake(f"evaluate.split={split}: it has no row. See what was left out, or give another data.path.")
     if named_by_path:
-        place = Path(os.path.abspath(path or ""))  # `.` has no name of its own
+        place = Path(os.path.abspath(path) if isinstance(path, str) else "files")  # `.` has no name of its own
         name = place.name if place.is_dir() else place.stem
     return name, taken
 

@@ -2,7 +2,8 @@
 
 As they are stay `null`, a value already wholly in quotes (`'prompt="..."'`; there `${...}` is an interpolation), and in
 a sweep `choice(...)`: `-m 'name=choice("a, b", c)'`. A comma in free text is never a sweep. Several items are a list,
-`image=[a.png,b.png]`; one whose name holds a comma stands in quotes there. `series=[[1,2,3]]` stays numbers.
+`image=[a.png,b.png]`; one whose name holds a comma stands in quotes there. `series=[[1,2,3]]` stays numbers. So is
+`data.path=[a.csv,b.csv]`, and `data.path={a: x.csv, b: y.csv}` is a mapping as Hydra writes it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ FREE_TEXT = (
     *("prompt", "run", "to", "image", "audio", "text", "series", "name", "input", "output", "resume"),
     *("data.path", "data.val_path", "data.prompt", "llm.path", "lora.init"),
 )
-ITEMS = ("image", "audio", "text", "series")
+ITEMS = ("image", "audio", "text", "series", "data.path")
 HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 """Quoted too, but `${now:%H}` and the like stay interpolations there."""
 
@@ -30,6 +31,8 @@ def quote(override: str, sweeping: bool) -> str:
     if key not in (*FREE_TEXT, *HYDRA_PATHS) or value == "null" or QUOTED.fullmatch(value):
         return override
     if sweeping and value.startswith("choice(") and value.endswith(")"):
+        return override
+    if key == "data.path" and re.fullmatch(r"\{\s*\w+:.*\}", value, re.DOTALL):
         return override
     if key in ITEMS and value.startswith("[") and value.endswith("]"):
         return override if value.startswith("[[") else f"{sign}{key}=[{','.join(items_in_quotes(value[1:-1]))}]"

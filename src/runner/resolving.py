@@ -33,8 +33,17 @@ def expand_home(tree: dict[str, Any]) -> None:
     for path in ("data.path", "data.val_path", "lora.init", "llm.path", "resume", "run", "input", "output"):
         parent, _, key = path.rpartition(".")
         node = at(tree, parent) if parent else tree
-        if isinstance(node, dict) and isinstance(node.get(key), str):
-            node[key] = os.path.expanduser(node[key])
+        if isinstance(node, dict) and key in node:
+            node[key] = with_home(node[key])
+
+
+def with_home(value: Any) -> Any:
+    """A path, or several in a list or by name; anything else as it is."""
+    if isinstance(value, dict):
+        return {name: with_home(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [with_home(one) for one in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _value(config: Any, raw_parent: Any, key: Any, path: str, lines: list[str]) -> Any:

@@ -1,44 +1,61 @@
-"""Forecasting windows of one long multichannel series in a CSV file: a lookback goes in, the horizon after it is due.
+"""Windows of a long multichannel series in CSV files: a lookback goes in, the horizon after it is due, or a label.
 
 Windows, borders and scaling are those of Zhou et al., "Informer", 2021 (ETT), and what came after it.
-Shapes: R rows of the file, C channels, K target channels, W windows.
+Shapes: R steps of the series, C channels, K target channels.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
+from runner.data.clock import Reading, check_zone
+from runner.data.csv_files import Columns, files_of
+from runner.data.gaps import filled, opened, whole_stretches
+from runner.data.joining import gathered, offset_of, together
+from runner.data.labels import Labels, labels_of
+from runner.data.scaling import Scaled, chosen, scaled
 from runner.data.series_files import Table, read_table
-from runner.protocols import Channels, Horizon, Message, Mistake, Row
-from runner.spelling import did_you_mean
-
-SPLITS = ("train", "val", "test")
-FLAT = 1e-8
-"""A channel whose deviation is at most this part of its largest value is constant."""
+from runner.data.steps import Steps, say, steps_of
+from runner.data.windows import SPLITS, cut, ends_of, numbers_before, pieces_of, starts_of, stride_of, within
+from runner.protocols import Horizon, Message, Mistake, Row
 
 
 class CsvSeries:
-    """`borders` are where train, val and test end: rows, shares of the rows, or the first time that belongs no more."""
+    """`path`: a file, a folder of them, a list, or files by the names that they are to be called by.
+
+    `borders` are where train, val and test end: rows, shares of the rows, or the first time that belongs no more.
+    """
 
     def __init__(
         self,
-        path: str,
+        path: str | list[str] | dict[str, str],
         time: str | None,
+        time_format: str | None,
+        time_unit: Literal["s", "ms", "us", "ns"] | None,
+        timezone: str | None,
+        ambiguous: Literal["error", "earlier", "later", "order"],
+        unsorted: Literal["error", "sort"],
+        duplicates: Literal["error", "first", "last", "mean"],
+        join: Literal["inner", "outer"],
+        tolerance: str | float | None,
+        resample: str | None,
+        how: Literal["mean", "sum", "min", "max", "median", "first", "last"],
+        gaps: Literal["error", "missing", "split", "ignore"],
+        fill: Literal["missing", "ffill", "linear"],
+        fill_limit: Annotated[int, Ge(1)] | None,
         channels: list[str] | None,
         targets: list[str] | None,
+        label: str | None,
+        label_from: Literal["last", "most"],
         lookback: Annotated[int, Ge(1)],
-        horizon: Annotated[int, Ge(1)],
-        stride: Annotated[int, Ge(1)],
+        horizon: Annotated[int, Ge(0)],
+        stride: Annotated[int, Ge(1)] | None,
+        overlap: Annotated[int, Ge(0)] | Annotated[float, Gt(0), Lt(1)] | None,
+        last: Literal["drop", "pad"],
         borders: list[int] | list[float] | list[str],
         reach_back: bool,
         scaling: Literal["z_score", "none"],
@@ -50,216 +67,174 @@ class CsvSeries:
             raise Mistake(f"data.borders={borders} must hold one to three ends: of train, val and test.")
         if channels == [] or targets == []:
             raise Mistake(f"data.{'channels' if channels == [] else 'targets'} is empty; name columns, or null.")
+        check_agreement(resample, gaps, fill, fill_limit, tolerance, horizon, targets, label)
+        check_zone(timezone)
         self.path = path
-        self.time = time
-        self.channels = channels
-        self.targets = targets
-        self.lookback, self.horizon, self.stride = lookback, horizon, stride
+        self.reading = Reading(time, time_format, time_unit, timezone, ambiguous, unsorted, duplicates)
+        self.join, self.tolerance = join, tolerance
+        self.resample, self.how = resample, how
+        self.gaps, self.fill, self.fill_limit = gaps, fill, fill_limit
+        self.channels, self.targets = channels, targets
+        self.label, self.label_from = label, label_from
+        self.lookback, self.horizon = lookback, horizon
+        self.stride = stride_of(lookback, stride, overlap)
+        self.pad = last == "pad"
         self.borders = borders
-        self.reach_back = reach_back
+        self.reach_back = reach_back and horizon > 0  # without one, such a window would be one of train's
         self.scaling = scaling
         self.apart = apart
         self.missing = missing
-        self.messages = () if prompt is None else (Message("user", prompt),)
+        self.prompt = prompt
 
     def read(self, modalities: Sequence[str]) -> dict[str, list[Row]]:
-        file = Path(self.path).expanduser()
-        if not file.is_file():
-            beside = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
-            raise Mistake(f"data.path: there is no file {file}{did_you_mean(file.name, beside)}")
+        files = files_of(self.path)
         try:
-            return self.windows(read_table(file, header=True))
+            return self.splits({name: read_table(file, header=True) for name, file in files.items()})
         except Mistake as mistake:
             raise Mistake(f"data.path={self.path}: {mistake}") from mistake
 
-    def windows(self, table: Table) -> dict[str, list[Row]]:
-        times = times_of(table, self.time)
-        channels = self.named(table, "channels", self.channels)
-        targets = self.named(table, "targets", self.targets) if self.targets else channels
+    def splits(self, tables: dict[str, Table]) -> dict[str, list[Row]]:
+        if self.reading.time is None and (len(tables) > 1 or self.resample is not None):
+            raise Mistake("data.time=null: files are joined, and steps made even, by their times. Name their column.")
+        columns = Columns(tables, self.reading.time, self.label)
+        channels = columns.named("channels", self.channels)
+        targets = columns.named("targets", self.targets) if self.targets else channels
         if self.apart and targets != channels:
             raise Mistake("data.apart=true forecasts each channel from itself alone: data.targets must be null.")
         names = list(dict.fromkeys([*channels, *targets]))
-        values = table.numbers(names)  # float64 [names, R]
-        self.check_missing(table, names, values)
-        ends = ends_of(self.borders, len(table.cells), times)
-        scale = scale_of(names, values[:, : ends[0]], self.scaling, table)
-        scaled = ((values - scale.mean) / scale.deviation).astype(np.float32)
-        inputs = scaled if channels == names else scaled[[names.index(name) for name in channels]]
-        dues = scaled if targets == names else scaled[[names.index(name) for name in targets]]
-        known, due = (channels_of(one, names, scale) for one in (channels, targets))
-        for array in (inputs, dues, known.mean, known.scale, due.mean, due.scale):
-            array.flags.writeable = False  # every row shares them
+        steps = self.steps(tables, columns, names)
+        stretches = [range(len(steps))]
+        if self.resample is None:
+            steps, stretches = opened(steps, self.gaps)
+        ends = ends_of(self.borders, steps, self.reading)
+        steps = filled(steps, self.fill, self.fill_limit, pieces_of(ends, len(steps)))
+        if self.resample is not None:
+            stretches = whole_stretches(steps, self.gaps)
+        order = [steps.names.index(name) for name in names]
+        whole = scaled(steps.name, names, steps.values[order], ends[0], self.scaling)
+        inputs, dues = chosen(whole, channels), chosen(whole, targets)
+        labels = labels_of(steps.labels) if steps.labels is not None else None
         splits = {}
         for split, first, end in zip(SPLITS, [0, *ends], ends, strict=False):
             start = max(0, first - self.lookback) if self.reach_back else first
-            splits[split] = self.rows(table, split, range(start, end), Scaled(inputs, known), Scaled(dues, due))
+            splits[split] = self.rows(steps, split, within(range(start, end), stretches), inputs, dues, labels)
         return splits
 
-    def rows(self, table: Table, split: str, span: range, inputs: Scaled, dues: Scaled) -> list[Row]:
-        """The windows that lie in `span` whole. Their arrays are views: they take no memory of their own."""
+    def steps(self, tables: dict[str, Table], columns: Columns, names: Sequence[str]) -> Steps:
+        """All files' channels on one clock."""
+        parts = []
+        for file, table in tables.items():
+            own = [name for name in names if columns.places[name][0] == file]
+            label = self.label if columns.label_file == file else None
+            if own or label:
+                inside = [columns.places[name][1] for name in own]
+                complete = self.missing == "error"
+                parts.append(steps_of(table, inside, own, label, self.reading, complete))
+        if self.resample is not None:
+            return gathered(parts, self.resample, self.how, self.join)
+        return parts[0] if len(parts) == 1 else together(parts, self.join, self.tolerance)
+
+    def rows(
+        self, steps: Steps, split: str, spans: Sequence[range], inputs: Scaled, dues: Scaled, labels: Labels | None
+    ) -> list[Row]:
+        """The windows of the spans. Their arrays are views: they take no memory of their own."""
         length = self.lookback + self.horizon
-        if len(span) < length:
+        starts = [(start, span.stop) for span in spans for start in starts_of(span, length, self.stride, self.pad)]
+        if not starts:
+            most = max(map(len, spans), default=0)
+            one = "" if len(spans) < 2 else f" between two gaps (the longest of {len(spans):,} stretches)"
             raise Mistake(
-                f"the {split} split has {len(span):,} rows to take windows from, fewer than data.lookback + "
-                f"data.horizon = {length}. Move data.borders, or take shorter windows."
+                f"the {split} split has {most:,} rows to take windows from{one}, fewer than data.lookback + "
+                f"data.horizon = {length}. Move data.borders, take shorter windows, or fill them up with missing "
+                "values (data.last=pad)."
             )
         before = numbers_before(inputs.values, together=not self.apart)
         after = numbers_before(dues.values, together=True)
-        rows = []
-        starts = range(span.start, span.stop - length + 1, self.stride)
-        for start in starts:
-            due, end = start + self.lookback, start + length
-            if not (before[:, due] > before[:, start]).all() or not (after[:, end] > after[:, due]).any():
+        rows, unlabelled = [], 0
+        for start, end in starts:
+            due, stop = min(start + self.lookback, end), min(start + length, end)
+            if not (before[:, due] > before[:, start]).all():
                 continue
-            lookback = inputs.values[:, start:due]
+            if self.horizon and not (after[:, stop] > after[:, due]).any():
+                continue
+            label = labels.of(start, due, self.label_from) if labels is not None else None
+            if labels is not None and label is None:
+                unlabelled += 1
+                continue
+            lookback = cut(inputs.values, start, start + self.lookback, end)
+            horizon = None
+            if self.horizon:
+                values = cut(dues.values, start + self.lookback, start + length, end)
+                horizon = Horizon(values, inputs.channels, dues.channels)
             rows.append(
                 Row(
-                    id=f"{table.file.stem}-{start:06d}",
-                    where=f"{table.file.name}:{table.lines[start]}-{table.lines[due - 1]}",
-                    messages=self.messages,
+                    id=f"{self.stem()}-{start:06d}",
+                    where=steps.place(start, due - 1),
+                    messages=tuple(self.messages(label)),
                     items={"series": tuple(lookback[:, None]) if self.apart else (lookback,)},
-                    horizon=Horizon(dues.values[:, due:end], inputs.channels, dues.channels),
+                    label=label,
+                    horizon=horizon,
                 )
             )
+        lookback_only = "the lookback of a channel" if self.apart else "their lookback"
+        past = f"{lookback_only} or their horizon" if self.horizon else lookback_only
         if not rows:
-            raise Mistake(f"the {split} split has no window with a number in its lookback and in its horizon.")
-        if len(rows) < len(starts):
-            past = "the lookback of a channel" if self.apart else "their lookback"
+            what = "a number in its lookback and in its horizon" if self.horizon else "a number in its lookback"
+            raise Mistake(f"the {split} split has no window with {what}{' and a label' if unlabelled else ''}.")
+        if empty := len(starts) - len(rows) - unlabelled:
             say(
-                f"{table.file.name}: {len(starts) - len(rows):,} of {len(starts):,} windows of the {split} split are "
-                f"left out: {past} or their horizon holds no number at all."
+                f"{steps.name}: {empty:,} of {len(starts):,} windows of the {split} split are left out: {past} holds "
+                "no number at all."
+            )
+        if unlabelled:
+            say(
+                f"{steps.name}: {unlabelled:,} of {len(starts):,} windows of the {split} split have no label: left out."
             )
         return rows
 
-    def named(self, table: Table, key: str, names: list[str] | None) -> list[str]:
-        """The columns that are asked for; all but the time where none are."""
-        known = [name for name in table.names if name != self.time]
-        for name in names or ():
-            if name not in known:
-                raise Mistake(f"data.{key} names `{name}`, which is no column of values{did_you_mean(name, known)}")
-        if names and len(set(names)) != len(names):
-            raise Mistake(f"data.{key} names a column twice: {', '.join(names)}.")
-        if not known:
-            raise Mistake(f"{table.file.name}:1 has no column of values.")
-        return names or known
+    def stem(self) -> str:
+        return Path(self.path).stem if isinstance(self.path, str) else "series"
 
-    def check_missing(self, table: Table, names: Sequence[str], values: np.ndarray) -> None:
-        if self.missing == "keep":
-            return
-        gaps = [(int(row), f"`{names[channel]}` is missing") for channel, row in np.argwhere(np.isnan(values))]
-        if gaps:
-            raise Mistake(table.tell(gaps) + " Fill them, or keep them as missing (data.missing=keep).")
+    def messages(self, label: str | int | float | None) -> Iterator[Message]:
+        if self.prompt is not None:
+            yield Message("user", self.prompt)
+            if label is not None:
+                yield Message("assistant", str(label))
 
 
-def times_of(table: Table, name: str | None) -> list[datetime] | list[float] | None:
-    """The moments of a column, each later than the one before; None without a column."""
-    if name is None:
-        return None
-    if name not in table.names:
+def check_agreement(
+    resample: str | None,
+    gaps: str,
+    fill: str,
+    fill_limit: int | None,
+    tolerance: str | float | None,
+    horizon: int,
+    targets: list[str] | None,
+    label: str | None,
+) -> None:
+    """Raises `Mistake` for options that take each other's meaning away."""
+    if resample is not None:
+        offset_of(resample)
+        if gaps == "ignore":
+            raise Mistake(
+                "data.gaps=ignore takes lines as steps, and data.resample makes steps of its own. Leave out one."
+            )
+        if tolerance is not None:
+            raise Mistake("data.tolerance joins lines, and data.resample makes steps of its own. Leave out one.")
+    elif fill != "missing" and gaps != "missing":
         raise Mistake(
-            f"{table.file.name}:1 has no column `{name}` for the time (data.time){did_you_mean(name, table.names)} "
-            "Without one, set data.time=null."
+            f"data.fill={fill} fills steps without a line, and there will be none. Set data.gaps=missing, or "
+            "data.resample."
         )
-    times = [moment_of(cell) for cell in table.column(name)]
-    wrong = [(k, f"`{name}` is {table.column(name)[k]!r}, no time") for k, time in enumerate(times) if time is None]
-    if wrong:
-        raise Mistake(table.tell(wrong) + " A time is a number, or a date as ISO 8601 writes it.")
-    for k, (earlier, later) in enumerate(pairwise(times), start=1):
-        try:
-            if earlier < later:  # type: ignore[operator]
-                continue
-        except TypeError as error:  # a number and a date, or only one of them with a time zone
-            said = f"`{name}` is {table.column(name)[k]}, which cannot be held against the time before it"
-            raise Mistake(table.tell([(k, said)])) from error
-        said = "the time of the line before again" if earlier == later else "earlier than the line before"
-        raise Mistake(table.tell([(k, f"`{name}` is {table.column(name)[k]}, {said}")]) + " Sort the file by time.")
-    return times  # type: ignore[return-value]
-
-
-def moment_of(cell: str) -> datetime | float | None:
-    try:
-        number = float(cell)
-        return number if math.isfinite(number) else None
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(cell)
-    except ValueError:
-        return None
-
-
-def ends_of(
-    borders: list[int] | list[float] | list[str], rows: int, times: list[datetime] | list[float] | None
-) -> list[int]:
-    """Where each split ends, as rows counted from 0."""
-    if all(isinstance(border, str) for border in borders):
-        if times is None:
-            raise Mistake(f"data.borders={borders} are times, and data.time names no column.")
-        ends = [rows_before(str(border), times) for border in borders]
-    elif any(isinstance(border, float) for border in borders):
-        if not all(0 < float(border) <= 1 for border in borders):
-            raise Mistake(f"data.borders={borders}: shares of the rows lie between 0 and 1; rows are whole numbers.")
-        ends = [int(float(border) * rows + 1e-6) for border in borders]
-    else:
-        ends = [int(border) for border in borders]
-    if not all(one < other for one, other in pairwise([0, *ends])) or ends[-1] > rows:
-        raise Mistake(f"data.borders={borders} end splits at rows {ends} of {rows:,}; each must end after the other.")
-    return ends
-
-
-def rows_before(border: str, times: list[datetime] | list[float]) -> int:
-    moment = moment_of(border)
-    if moment is None:
-        raise Mistake(f"data.borders: {border!r} is no time; write a number, or a date as ISO 8601 writes it.")
-    try:
-        return sum(time < moment for time in times)  # type: ignore[operator]
-    except TypeError as error:
-        raise Mistake(f"data.borders: {border!r} cannot be held against the file's times ({times[0]}).") from error
-
-
-@dataclass(frozen=True)
-class Scale:
-    """float64 [C, 1] each."""
-
-    mean: np.ndarray
-    deviation: np.ndarray
-
-
-@dataclass(frozen=True)
-class Scaled:
-    values: np.ndarray
-    """float32 [C, R]"""
-    channels: Channels
-
-
-def channels_of(chosen: Sequence[str], names: Sequence[str], scale: Scale) -> Channels:
-    kept = [names.index(name) for name in chosen]
-    return Channels(tuple(chosen), scale.mean[kept, 0], scale.deviation[kept, 0])
-
-
-def scale_of(names: Sequence[str], train: np.ndarray, scaling: str, table: Table) -> Scale:
-    """Mean and standard deviation of each channel over the train rows alone, [C, rows]; a constant one is 1."""
-    empty = [name for name, numbers in zip(names, np.isfinite(train).sum(axis=1), strict=True) if not numbers]
-    if empty:
-        raise Mistake(f"`{empty[0]}` has no number in the train rows; leave it out (data.channels, data.targets).")
-    if scaling == "none":
-        return Scale(np.zeros((len(names), 1)), np.ones((len(names), 1)))
-    mean, deviation = np.nanmean(train, axis=1, keepdims=True), np.nanstd(train, axis=1, keepdims=True)
-    constant = deviation <= FLAT * np.nanmax(np.abs(train), axis=1, keepdims=True)
-    if constant.any():
-        flat = ", ".join(f"`{name}`" for name, one in zip(names, constant[:, 0], strict=True) if one)
-        say(f"{table.file.name}: constant in the train rows, so not scaled to deviation 1 but only shifted: {flat}.")
-    # The mean of equal numbers is not always that number.
-    mean = np.where(constant, np.nanmax(train, axis=1, keepdims=True), mean)
-    return Scale(mean, np.where(constant, 1.0, deviation))
-
-
-def numbers_before(values: np.ndarray, together: bool) -> np.ndarray:
-    """int64 [C, R + 1] of [C, R]: how many steps before each have a number; `together` in any channel, [1, R + 1]."""
-    there = np.isfinite(values)
-    there = there.any(axis=0, keepdims=True) if together else there
-    return np.concatenate([np.zeros((len(there), 1), dtype=np.int64), there.cumsum(axis=1)], axis=1)
-
-
-def say(sentence: str) -> None:
-    logging.getLogger("runner").warning(sentence)
+    if fill_limit is not None and fill == "missing":
+        raise Mistake(f"data.fill_limit={fill_limit}: nothing is filled. Set data.fill, or data.fill_limit=null.")
+    if fill == "linear" and horizon:
+        raise Mistake(
+            "data.fill=linear looks at the next value, which in a forecast is among what is due. Set data.fill=ffill."
+        )
+    if not horizon and targets is not None:
+        raise Mistake("data.targets are due after the lookback, and data.horizon=0. Set data.targets=null.")
+    if horizon and label is not None:
+        raise Mistake(
+            f"data.label={label} and data.horizon={horizon}: a window has one or the other. Set data.horizon=0."
+        )
