@@ -21,6 +21,8 @@ from runner.protocols import BadRow, Mistake, Row
 from runner.spelling import did_you_mean
 
 EXCHANGE = ("system", "user", "assistant")
+LISTS = ("messages", "conversations", "history")
+"""Keys of formats that hold lists."""
 REMEMBERED = 200
 """Names of keys that were seen, for messages: rows may have as many different ones as they like."""
 
@@ -95,6 +97,10 @@ class Columns:
         for key in self.turns.values():
             self.keys = {name: own for name, own in self.keys.items() if own != key}
         self.known = {*self.keys.values(), *self.turns.values(), *self.extra}
+        lists = ("messages", *(name for name in self.modalities if name != "text"))
+        turns = [self.turns[key] for key in LISTS if key in self.turns]
+        self.structured = {self.keys[name] for name in lists if name in self.keys}.union(turns)
+        """Keys whose values may be lists or objects: where a cell is a text, it has them in JSON."""
         self.placeholders = placeholder_names(self.modalities)
         self.unseen = dict(self.mapped)
         self.seen: dict[str, None] = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from runner.protocols import Mistake
-from runner.spelling import did_you_mean
+from runner.spelling import did_you_mean, nearest
 
 SPLITS = ("train", "val", "test")
 MAX_LINE = 64 * 2**20
@@ -58,11 +58,12 @@ def splits_in(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Shard]]:
             splits[split] = [shard_of(file, folder, suffixes) for file in found]
     if "train" not in splits:
         lacking = folder / f"train{suffixes[0]}"
-        others = sorted(entry.name for entry in folder.iterdir())
-        hint = did_you_mean(lacking.name, others, otherwise="")
-        if not hint and files_in(folder, suffixes):
+        others = files_in(folder, suffixes)
+        near = nearest("train", [file.name.partition(".")[0] for file in others])
+        hint = f"; did you mean {near}{suffixes[0]}?" if near else "."
+        if others and not near:
             hint = f"; where all its files are to be trained on, say data.path='{folder}/*{suffixes[0]}'."
-        raise Mistake(f"data.path: there is no file {lacking}{hint or '.'}")
+        raise Mistake(f"data.path: there is no file {lacking}{hint}")
     return splits
 
 
