@@ -44,7 +44,9 @@ ROOMS = {
     "checkpoint": ("checkpoint",),
     "optimizer": ("optimizer", "schedule"),
     "machine": ("run_folder", "folders", "terminal", "precision", "signals", "peers"),
-    "ground": ("protocols", "records", "settings", "chosen", "fingerprint", "pretrained", "resampler", "spelling"),
+    "ground": (
+        "protocols", "records", "settings", "cache", "chosen", "fingerprint", "pretrained", "resampler", "spelling",
+    ),
 }  # fmt: skip
 """Room: its modules, below `runner`."""
 

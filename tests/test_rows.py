@@ -19,8 +19,8 @@ from runner.data.bad_rows import BadRows
 from runner.data.digits import Digits
 from runner.data.jsonl import Jsonl
 from runner.data.rows import check_modalities, split_content
+from runner.generate import checked
 from runner.protocols import BadRow, Message, Mistake, Row
-from runner.seats import whole
 
 SHARED = Path(os.environ.get("RUNNER_TEST_DATA", Path(__file__).parents[2] / "shared"))
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -34,7 +34,7 @@ def write(folder: Path, *lines: object, name: str = "train.jsonl") -> Path:
 
 
 def sound(rows: Iterable[Row | BadRow]) -> list[Row]:
-    return list(BadRows("train", "error", 0).sound(whole(rows)))
+    return list(BadRows("train", "error", 0).sound(checked(rows)))
 
 
 def read(

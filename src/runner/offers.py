@@ -12,11 +12,9 @@ from runner.protocols import (
     Batch,
     Checkpointer,
     Fused,
-    Message,
     Mistake,
     Objective,
     Prediction,
-    Row,
     RowSource,
     Schedule,
     Step,
@@ -47,19 +45,6 @@ def check_splits(splits: Any) -> None:
     """Raises `Mistake` for what a row source gives beside rows of named splits."""
     if not isinstance(splits, Mapping) or not all(isinstance(one, Iterable) for one in splits.values()):
         raise Mistake(f"data: read gave {shown(splits)}; it must give rows for each split by name.")
-
-
-def fault_of_row(row: Any) -> str | None:
-    if not isinstance(row, Row):
-        return f"that is {shown(row)}; it must be a runner.protocols.Row"
-    name: Any = row.id
-    messages: Any = row.messages
-    if not isinstance(name, str):
-        return f"whose id is {name!r} ({row.where}); it must be a text"
-    if not isinstance(messages, tuple) or not all(isinstance(one, Message) for one in messages):
-        return f"whose messages are no tuple of Message ({row.where}, id {name})"
-    loose = [modality for modality, items in row.items.items() if not isinstance(items, tuple)]
-    return f"whose items of {loose[0]} are no tuple ({row.where}, id {name})" if loose else None
 
 
 def check_counts(objective: Objective, batch: Batch) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from runner.feed import Loaded
 
 
 def read_later(values: Tensor) -> Callable[[], list[float]]:
@@ -102,19 +99,21 @@ class Recorder:
         terms: Mapping[str, Tensor],
         weights: Mapping[str, float],
         counts: Mapping[str, float],
-        loaded: Loaded,
+        rows: tuple[int, int, int],
         lr: float,
         grad_norm: Tensor,
     ) -> None:
-        """One optimizer step: this process's sums, and counts over all processes."""
+        """One optimizer step: this process's sums, and over all processes counts and its `rows`: how many, their text
+        tokens, and these with padding."""
         self._weights, self._lr, self._grad_norm = dict(weights), lr, grad_norm
         for name, value in terms.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         for name, count in counts.items():
             self._counts[name] = self._counts.get(name, 0.0) + count
-        self._samples += loaded.samples
-        self._tokens += loaded.tokens
-        self._padded += loaded.padded
+        samples, tokens, padded = rows
+        self._samples += samples
+        self._tokens += tokens
+        self._padded += padded
 
     def line(self, step: int, skipped: Tensor, ids: list[str] | None) -> dict[str, Any] | None:
         """Close the window at `step` (steps done); gives the line of the window before, if there was one."""

@@ -109,9 +109,9 @@ def named(name: str, node: Mapping[str, Any]) -> Iterator[None]:
         raise Fault(f"{name}: {node['_target_']} failed: {type(error).__name__}: {error}") from error
 
 
-def mixed_seat(composed: Composed, name: str, shared: type) -> Any:
+def mixed_seat(composed: Composed, name: str, shared: type, **runtime: Any) -> Any:
     """The part of a seat whose node also holds settings that all its options share."""
-    return build_node(composed, name, config.own_arguments(composed.tree[name], shared))
+    return build_node(composed, name, config.own_arguments(composed.tree[name], shared), **runtime)
 
 
 def check_asks(composed: Composed, name: str, given: Iterable[str], instead: str) -> None:
@@ -176,7 +176,7 @@ def read_splits(
     Raises `Mistake` for rows that cannot be used.
     """
     given = config.section(composed.tree["data"], settings.Data)
-    source: RowSource = mixed_seat(composed, "data", settings.Data)
+    source: RowSource = mixed_seat(composed, "data", settings.Data, streaming=given.streaming)
     check_offers(source, "data", RowSource)
     with named("data", composed.tree["data"]):
         splits = source.read(sorted({*ITEM_FIELDS, *frame.modalities}))

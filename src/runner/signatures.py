@@ -21,6 +21,7 @@ RUNTIME_ARGUMENTS = (
     "encoder_width",
     "llm_width",
     "parameters",
+    "streaming",
     "tokenizer",
     "chat",
     "llm",

@@ -165,7 +165,8 @@ def loop(session: Session) -> None:
             progress.step, progress.cursor = fed.step + 1, fed.loaded.cursor
 
             # 4. Record. The numbers stay on the device and are read one line later.
-            recorder.add(sums, weights, counts, fed.loaded, optimizer.param_groups[0]["lr"], grad_norm)
+            rows = (fed.loaded.samples, fed.loaded.tokens, fed.loaded.padded)
+            recorder.add(sums, weights, counts, rows, optimizer.param_groups[0]["lr"], grad_norm)
             done = progress.step == session.total_steps
             if given.train.log_ids or progress.step % given.train.log_every == 0 or done:
                 ids = fed.loaded.ids() if given.train.log_ids else None

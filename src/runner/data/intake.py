@@ -18,13 +18,12 @@ from runner import settings
 from runner.cache import keep
 from runner.data.bad_rows import BadReport, BadRows
 from runner.data.decode import check_item_file
+from runner.data.digest import RowsDigest
 from runner.data.flat import FlatExamples, FlatWriter
 from runner.data.length import LengthReport
-from runner.data.mixture import Mixed
+from runner.data.mixed import Mixed
 from runner.data.seen import Seen
-from runner.fingerprint import RowsDigest
-from runner.offers import fault_of_row
-from runner.protocols import BadRow, Example, Mistake, Row
+from runner.protocols import BadRow, Example, Message, Mistake, Row
 
 if TYPE_CHECKING:
     from runner.data.stream import Stream
@@ -164,6 +163,19 @@ class Intake:
             self.bad.note(place, reason)
             return []
         return self.fitting.fit(example)
+
+
+def fault_of_row(row: Any) -> str | None:
+    if not isinstance(row, Row):
+        return f"that is a {type(row).__name__}; it must be a runner.protocols.Row"
+    name: Any = row.id
+    messages: Any = row.messages
+    if not isinstance(name, str):
+        return f"whose id is {name!r} ({row.where}); it must be a text"
+    if not isinstance(messages, tuple) or not all(isinstance(one, Message) for one in messages):
+        return f"whose messages are no tuple of Message ({row.where}, id {name})"
+    loose = [modality for modality, items in row.items.items() if not isinstance(items, tuple)]
+    return f"whose items of {loose[0]} are no tuple ({row.where}, id {name})" if loose else None
 
 
 def fault_of_files(row: Row) -> str | None:

@@ -7,16 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+from runner.data.mixed import Mixed
 from runner.protocols import BadRow, Mistake, Row, RowSource
 from runner.spelling import did_you_mean
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """A split whose rows are drawn by weights: each of the parts is a source's rows."""
-
-    parts: tuple[Iterable[Row | BadRow], ...]
-    weights: tuple[float, ...]
 
 
 class Mixture:

@@ -17,10 +17,10 @@ from torch.utils.data import IterableDataset
 from runner import settings
 from runner.data.collate import Collate
 from runner.data.dealing import Dealer
+from runner.data.digest import RowsDigest
 from runner.data.intake import Intake, Reader, Split
-from runner.data.mixture import Mixed
+from runner.data.mixed import Mixed
 from runner.data.order import drawn, without_weight
-from runner.fingerprint import RowsDigest
 from runner.protocols import BadRow, Batch, Example, Mistake, Row
 
 
