@@ -186,7 +186,13 @@ def write_tokens(folder: Path) -> int:
     from runner.models.llm import Pretrained
 
     rows = Jsonl(str(folder / "train.jsonl"), None, {}, [], None).read([])["train"]
-    chat = ChatFormat(Pretrained(str(folder / "model"), "float32", True, None, False).tokenizer(), [], "front")
+    chat = ChatFormat(
+        Pretrained(str(folder / "model"), "float32", True, None, None, False).tokenizer(),
+        [],
+        "front",
+        "all",
+        "template",
+    )
     examples = [chat.example(row) for row in rows]
     with (folder / "tokens.jsonl").open("w", encoding="utf-8") as file:
         for example in examples:

@@ -24,7 +24,7 @@ WIDTH, TOKENS = 16, 3
 
 def language_model() -> LanguageModel:
     torch.manual_seed(0)
-    return LanguageModel(Tiny(WIDTH, 32, 4, 2, 1, 64, 0.2, False).load(None).eval(), {})
+    return LanguageModel(Tiny(WIDTH, 32, 4, 2, 1, 64, 0.2, None, False).load(None).eval(), {})
 
 
 def batch_of() -> tuple[Batch, dict[str, Tokens]]:

@@ -86,7 +86,7 @@ def folder(reference: Gemma3nForCausalLM, tmp_path_factory: pytest.TempPathFacto
 
 
 def source(folder: Path, checkpointing: bool = False) -> Pretrained:
-    return Pretrained(str(folder), "float32", False, None, checkpointing)
+    return Pretrained(str(folder), "float32", False, None, None, checkpointing)
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,7 @@ def test_a_folder_that_is_not_whole_is_told(tmp_path: Path, file: str, content: 
     byte_tokenizer().save_pretrained(tmp_path)
     place = tmp_path / file
     place.write_bytes(place.read_bytes()[:5000] if content is None else content)
-    source = Pretrained(str(tmp_path), "float32", True, None, False)
+    source = Pretrained(str(tmp_path), "float32", True, None, None, False)
     with pytest.raises(Mistake) as raised:
         source.tokenizer(), source.width(), source.load()
     assert str(raised.value).startswith(f"llm.path={tmp_path}: ")
@@ -150,7 +150,7 @@ def test_weights_that_are_not_finite_are_told(tmp_path: Path) -> None:
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
     model.save_pretrained(tmp_path)
     with pytest.raises(Mistake, match="model.layers.0.mlp.up_proj.weight holds NaN or infinity"):
-        Pretrained(str(tmp_path), "float32", True, None, False).load()
+        Pretrained(str(tmp_path), "float32", True, None, None, False).load()
 
 
 def test_greedy_answers_in_a_batch_are_those_one_by_one() -> None:
@@ -177,7 +177,7 @@ def test_answers_are_greedy_whatever_the_folder_says(tmp_path: Path) -> None:
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.temperature = None
     model.save_pretrained(tmp_path)
-    again = LanguageModel(Pretrained(str(tmp_path), "float32", True, None, False).load().eval(), {})
+    again = LanguageModel(Pretrained(str(tmp_path), "float32", True, None, None, False).load().eval(), {})
     assert again.generate(Decoding(12), [], 0, **prompt) == greedy
 
 

@@ -91,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def source(folder: Path, **changed: Any) -> Pretrained:
-    return Pretrained(str(folder), "float32", False, {"model_type": "qwen2", **SHAPE, **changed}, False)
+    return Pretrained(str(folder), "float32", False, {"model_type": "qwen2", **SHAPE, **changed}, None, False)
 
 
 def test_weights_of_the_same_architecture_are_read(folder: Path) -> None:
@@ -172,5 +172,5 @@ def test_a_preset_agrees_with_the_published_config(name: str, tmp_path: Path) ->
     assert fields is not None
     check_agrees(str(tmp_path), of_path(str(tmp_path)), fields)
     with torch.device("meta"):
-        model = Pretrained(str(tmp_path), "float32", False, None, False).skeleton()
+        model = Pretrained(str(tmp_path), "float32", False, None, None, False).skeleton()
     assert model.num_parameters() == PARAMETERS[name]

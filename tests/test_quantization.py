@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, option: str, dtype: Any = "float32") -> Any:
-    return Pretrained(str(folder), dtype, False, None, False).load(OPTIONS[option])
+    return Pretrained(str(folder), dtype, False, None, None, False).load(OPTIONS[option])
 
 
 def adapted(model: Any) -> Any:
@@ -69,7 +69,7 @@ def test_linear_layers_are_quantised_and_the_rest_is_frozen_in_float32(folder: P
     if option == "nf4":
         assert model.model.layers[0].mlp.up_proj.weight.quant_state.nested
         assert model.model.layers[0].mlp.up_proj.compute_dtype == getattr(torch, dtype)
-        single = Pretrained(str(folder), "float32", False, None, False).load(Nf4(False))
+        single = Pretrained(str(folder), "float32", False, None, None, False).load(Nf4(False))
         assert not single.model.layers[0].mlp.up_proj.weight.quant_state.nested
 
 
@@ -146,7 +146,7 @@ def test_adapters_learn_the_same_after_an_evaluation(folder: Path, option: str) 
 
 def test_a_folder_that_is_quantised_already_is_taken_as_it_is(folder: Path, tmp_path: Path) -> None:
     load(folder, "nf4").save_pretrained(tmp_path)
-    source = Pretrained(str(tmp_path), "float32", True, None, False)
+    source = Pretrained(str(tmp_path), "float32", True, None, None, False)
     layer = source.load().model.layers[0].mlp.up_proj
     assert isinstance(layer, bitsandbytes.nn.Linear4bit) and not layer.support_avx512bf16_for_cpu
     with pytest.raises(Mistake, match="is quantised already. Set quantization=none"):

@@ -332,7 +332,7 @@ def test_base_weights_that_are_gone_or_others(instruct: Path, use: Use, tmp_path
     """A small saved language model is the base; its folder moves, and then holds other weights."""
     from runner.models.llm import Tiny
 
-    source = Tiny(32, 64, 1, 2, 1, 256, 0.1, False)
+    source = Tiny(32, 64, 1, 2, 1, 256, 0.1, None, False)
     source.load().save_pretrained(tmp_path / "base")
     source.tokenizer().save_pretrained(tmp_path / "base")
     data = instruct.parent / "data"

@@ -16,11 +16,13 @@ from runner.data.chat import ChatFormat, asks, prompt_of
 from runner.data.collate import Collate
 from runner.data.length import LengthPolicy, check_answers_fit
 from runner.data.rows import check_modalities, with_text
+from runner.models.attention import set_attention
 from runner.models.freeze import keep_frozen
 from runner.models.head_check import check_head
 from runner.models.initialization import seeded
 from runner.models.language_model import LanguageModel
 from runner.models.llm import LanguageModelSource, check_fits
+from runner.models.packing import check_packing
 from runner.models.recomputing import recompute_layers
 from runner.offers import check_offers
 from runner.protocols import Encoder, Example, InputFusion, Mistake, Objective, Projector, Row
@@ -80,7 +82,7 @@ class Frame:
 
     def collate(self) -> Collate:
         preprocess = {name: encoder.preprocess for name, encoder in self.encoders.items()}
-        return Collate(preprocess, self.chat.tokenizer.pad_token_id)
+        return Collate(preprocess, self.chat.tokenizer.pad_token_id, self.data.packing)
 
 
 def build_learner(composed: Composed, predict_rows: int | None, memory: Mapping[str, Any] | None) -> Learner:
@@ -157,6 +159,9 @@ def build_llm(composed: Composed, source: LanguageModelSource) -> LanguageModel:
         )
     if files:
         check_head(llm)
+    set_attention(llm.base, source.attention, packs(composed))
+    if packs(composed):
+        check_packing(llm)
     if source.gradient_checkpointing:
         recompute_layers(llm)
     return llm
@@ -182,6 +187,10 @@ def build_objective(
     parts = {"llm": llm, "encoders": frame.encoders, "projectors": projectors, "fusion": frame.fusion}
     objective = seat(composed, "model", **parts, chat=chat, memory=memory)
     check_offers(objective, "model", Objective)
+    if packs(composed) and not getattr(objective, "packs", False):
+        raise Mistake(
+            f"data.packing: {type(objective).__name__} learns from rows side by side only. Set data.packing=false."
+        )
     keep_frozen(objective)
     return cast(Objective, objective)
 
@@ -201,7 +210,17 @@ def build_fusion(composed: Composed, encoders: Mapping[str, Encoder], llm_width:
     check_offers(fusion, "fusion", InputFusion)
     if fusion.placement not in PLACEMENTS:
         raise Mistake(f"fusion: placement is {fusion.placement!r}; it must be one of {', '.join(PLACEMENTS)}.")
+    if packs(composed) and not getattr(fusion, "packs", not hasattr(fusion, "attach")):
+        raise Mistake(
+            f"data.packing: the fusion {type(fusion).__name__} works inside the language model, where it would show a "
+            "packed row the items of others. Choose one at the input, by fusion=prefix for instance, or set "
+            "data.packing=false."
+        )
     return fusion
+
+
+def packs(composed: Composed) -> bool:
+    return bool(composed.tree["data"]["packing"])
 
 
 def attach_fusion(composed: Composed, fusion: InputFusion | None, llm: LanguageModel) -> None:

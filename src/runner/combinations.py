@@ -35,6 +35,7 @@ def check_combinations(tree: Tree, choices: Mapping[str, str], objective_seats: 
     yield from local_is_one_process(tree, choices)
     yield from precision_on_device(tree)
     yield from seats_of_objective(tree, choices, objective_seats)
+    yield from packing_has_a_sequence(tree, choices, objective_seats)
     yield from quantization_has_its_parts(tree)
     yield from files_exist(tree)
 
@@ -192,6 +193,14 @@ def seats_of_objective(tree: Tree, choices: Mapping[str, str], listed: Sequence[
 
 def no_such_seat(seat: str, objective: str | None, listed: Sequence[str]) -> str:
     return f"{seat}: model={objective} has no such seat; it has {', '.join(listed)}. Take it away or change the model."
+
+
+def packing_has_a_sequence(tree: Tree, choices: Mapping[str, str], listed: Sequence[str] | None) -> Iterator[str]:
+    if at(tree, "data.packing") is True and listed is not None and "llm" not in listed:
+        yield (
+            f"data.packing: model={choices.get('model')} has no language model, so its rows are no text to lay one "
+            "after another. Set data.packing=false."
+        )
 
 
 def quantization_has_its_parts(tree: Tree) -> Iterator[str]:

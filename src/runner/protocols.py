@@ -99,6 +99,9 @@ class InputFusion(Protocol):
 
     It may also have `attach(llm)`, called once before the first forward with the language model, LoRA on it: its
     `embedding` [V, D], and its `layers`, to put hooks on. What then works inside the model gives the text alone.
+
+    It may have `packs`: whether rows can be laid one after another once they are fused (data.packing), each with its
+    positions from 0. Without it, one with `attach` is refused there, and any other taken.
     """
 
     placement: Literal["front", "placeholder"]
@@ -136,7 +139,7 @@ class Objective(Protocol):
     own units), and `columns`, the names of a series' channels for it; `check_rows(split, rows)`, which raises `Mistake`
     for a split that it could not learn from; and `memory()`, JSON of what it keeps of the training rows beside weights
     (its classes, say). Checkpoints have it, and where the run is used without its rows the constructor gets it back as
-    `memory`, which is None otherwise.
+    `memory`, which is None otherwise. With `packs` true it goes by `Batch.packed`; without, data.packing is refused.
     """
 
     metric_names: tuple[str, ...]

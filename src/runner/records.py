@@ -115,6 +115,8 @@ class Batch:
     rows: list[Row]
     weights: list[float]
     """Of each row; one of weight 0 counts for nothing."""
+    packed: bool = False
+    """Whether the language model is to learn from the rows as one sequence; the tensors here are the same."""
 
     def pin_memory(self) -> Batch:
         """In memory that a GPU copies from while the program goes on; torch's loader calls it."""

@@ -25,7 +25,7 @@ ANEW = {
     "data": r".+",
     "evaluation": r".+",
     "model": r"max_new_tokens",
-    "llm": r"path",
+    "llm": r"path|attention",
     "lora": r"init",
     "encoder": r"\w+\.path",
 }

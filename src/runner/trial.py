@@ -199,6 +199,12 @@ def check_fused(fused: Any, batch: Batch, width: int) -> None:
         or {fused.labels.device.type, fused.input_ids.device.type} != {"cpu"}
     ):
         raise Mistake(f"fusion gave {shown(fused)}; {expected}.")
+    there = fused.attention_mask == 1
+    if batch.packed and not torch.equal(fused.position_ids[there], (there.cumsum(1) - 1)[there]):
+        raise Mistake(
+            "fusion gave position_ids that do not count a row's tokens from 0, so its rows cannot be packed. Let it "
+            "count so, or set data.packing=false."
+        )
     kept, learnt = int((fused.labels != IGNORED).sum()), int((batch.labels != IGNORED).sum())
     if kept != learnt:
         raise Mistake(

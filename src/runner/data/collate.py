@@ -23,6 +23,7 @@ class Collate:
 
     preprocess: Mapping[str, Preprocess]
     pad_id: int
+    packing: bool = False
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         lengths = [len(example.input_ids) for example in examples]
@@ -41,6 +42,7 @@ class Collate:
             streams={modality: stream for modality, stream in streams.items() if stream.places},
             rows=[example.row for example in examples],
             weights=[example.weight for example in examples],
+            packed=self.packing,
         )
 
     def stream(self, modality: str, examples: Sequence[Example]) -> Stream:

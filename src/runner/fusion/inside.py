@@ -64,6 +64,7 @@ class Inside(nn.Module):
     """
 
     placement: Literal["front", "placeholder"] = "placeholder"
+    packs = False
 
     def __init__(
         self, llm_width: int, modalities: Sequence[str], every: int, make_layer: Callable[[], nn.Module]

@@ -33,6 +33,7 @@ class TokenMixture(nn.Module):
     starts."""
 
     placement: Literal["front", "placeholder"] = "placeholder"
+    packs = True
 
     def __init__(self, llm_width: int, sharpness: Annotated[float, Gt(0)]) -> None:
         super().__init__()

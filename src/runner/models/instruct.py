@@ -15,6 +15,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from runner.models.language_model import LanguageModel
+from runner.models.packing import packed
 from runner.models.projected import check_names, projected, projector_counts, projector_terms
 from runner.protocols import (
     IGNORED,
@@ -37,6 +38,7 @@ class Instruct(nn.Module):
     labels, in whatever words they name them."""
 
     splits_exactly = True
+    packs = True
 
     def __init__(
         self,
@@ -68,21 +70,23 @@ class Instruct(nn.Module):
     def forward(self, batch: Batch) -> Step:
         streams: Mapping[str, Tokens] = {}
         if self.fusion is None:
+            labels = batch.labels
             lengths = torch.tensor(batch.lengths).unsqueeze(1)
             mask = (torch.arange(batch.input_ids.shape[1]) < lengths).long()
-            loss = self.llm.loss_sum(
-                batch.labels, input_ids=self._move(batch.input_ids), attention_mask=self._move(mask)
-            )
+            inputs = {"input_ids": batch.input_ids, "attention_mask": mask}
         else:
             streams = self._streams(batch)
             fused = self._fuse(batch, streams, "right")
-            loss = self.llm.loss_sum(
-                fused.labels,
-                input_ids=self._move(fused.input_ids),
-                inputs_embeds=fused.embeddings,
-                attention_mask=fused.attention_mask,
-                position_ids=fused.position_ids,
-            )
+            labels = fused.labels
+            inputs = {
+                "input_ids": fused.input_ids,
+                "inputs_embeds": fused.embeddings,
+                "attention_mask": fused.attention_mask,
+                "position_ids": fused.position_ids,
+            }
+        if batch.packed:
+            labels, inputs = packed(labels, inputs)
+        loss = self.llm.loss_sum(labels, **{name: self._move(one) for name, one in inputs.items()})
         return Step({"loss": Term(loss)} | projector_terms(self.projector, streams, batch, self._device))
 
     @torch.no_grad()

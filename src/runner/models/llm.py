@@ -15,6 +15,8 @@ from runner.models.byte_tokenizer import byte_tokenizer
 from runner.models.quantization import is_quantised, prepared
 from runner.protocols import Mistake
 
+Attention = Literal["eager", "sdpa", "sdpa_by_document", "flash_attention_2"]
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -25,6 +27,7 @@ class LanguageModelSource(Protocol):
     """What an `llm` option offers: the tokenizer first, so that bad data is told before weights are read."""
 
     trainable: bool
+    attention: Attention | None
     gradient_checkpointing: bool
 
     def tokenizer(self) -> PreTrainedTokenizerFast: ...
@@ -62,6 +65,7 @@ class Tiny:
         key_value_heads: Annotated[int, Ge(1)],
         max_length: Annotated[int, Ge(1)],
         initializer_range: Annotated[float, Gt(0)],
+        attention: Attention | None,
         gradient_checkpointing: bool,
     ) -> None:
         if hidden_size % heads or heads % key_value_heads:
@@ -69,6 +73,7 @@ class Tiny:
                 f"llm.heads={heads} must divide llm.hidden_size={hidden_size}, and "
                 f"llm.key_value_heads={key_value_heads} must divide llm.heads."
             )
+        self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
         self.shape: dict[str, Any] = {
             "hidden_size": hidden_size,
@@ -114,6 +119,7 @@ class Pretrained:
         dtype: Literal["float32", "bfloat16", "float16"],
         trainable: bool,
         architecture: Mapping[str, Any] | None,
+        attention: Attention | None,
         gradient_checkpointing: bool,
     ) -> None:
         self.path = path
@@ -121,6 +127,7 @@ class Pretrained:
         self.trainable = trainable
         self.architecture = architecture
         """Fields of the published config.json; where they are given nothing is read before the weights are."""
+        self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
