@@ -41,7 +41,7 @@ def measured(parts: Any, batch_size: int) -> dict[str, list[float]]:
     # Of 32 rows a mask of blocks is some 20,000 x 20,000.
     names = [name for name in LAYOUTS if batch_size == 8 or name != BLOCKS]
     found: dict[str, list[float]] = {name: [] for name in names}
-    examples = parts.examples["train"]
+    examples = parts.splits["train"].examples
     for turn in range(ROUNDS[batch_size] + 1):
         batch = parts.collate(examples[turn * batch_size : (turn + 1) * batch_size])
         for name in names[turn % len(names) :] + names[: turn % len(names)]:

@@ -281,7 +281,7 @@ def test_an_objective_has_the_same_loss_and_gradients_packed(name: str, tmp_path
     words = [*SHORT, *pictures, *FUSED[name], f"data.path={data}", "train.max_steps=1", "data.packing=true"]
     parts = build(compose("train", words), None, tracks=False)
     objective = cast(nn.Module, parts.objective).eval()
-    batch = parts.collate(parts.examples["train"][:5])
+    batch = parts.collate(parts.splits["train"].examples[:5])
     assert batch.packed
     sizes: list[tuple[int, ...]] = []
     layer = cast(Any, objective).llm.layers[0]
