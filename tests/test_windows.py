@@ -137,7 +137,7 @@ def test_a_window_has_the_label_of_its_last_or_of_most_steps(tmp_path: Path, cap
     assert most[0].messages == (Message("user", "Which way?"), Message("assistant", "up"))
     for cells, expected in (
         (["1", "02"], [1, 2]), (["1", "2.5"], [1.0, 2.5]), (["1", None, "x"], ["1", None, "x"]), (["nan"], ["nan"]),
-        ([None], [None]),
+        ([None], [None]), (["1_0"], ["1_0"]),
     ):  # fmt: skip
         assert labels_of(np.array(cells, dtype=object)).each == expected
     for changed, said in (
@@ -203,6 +203,7 @@ def test_a_missing_step_never_reaches_the_encoder(tmp_path: Path) -> None:
     assert not torch.equal(first.features, moved.features), "what is not under it is seen"
 
 
+@pytest.mark.zoo
 def test_windows_are_classified_through_the_command_line(tmp_path: Path) -> None:
     """Two files on one clock; the state is that of the last step."""
     level = np.repeat(np.random.RandomState(0).randint(0, 2, 160), 6)
