@@ -145,7 +145,7 @@ def test_times_without_a_zone_stay_local_and_never_stand_beside_others() -> None
     [
         ("now", "no time"), ("today", "no time"), ("10:30", "no time"), ("10:30:00.123456", "no time"), ("", "no time"),
         ("2020-13-01", "no time"), ("2020-13-01 10:00 UTC", "no time"), ("2020-02-30", "no time"), ("nan", "no time"),
-        ("inf", "no time"),
+        ("inf", "no time"), ("2020_01_01", "no time"),
         ("2020-01-01 10:00 EST", "no time"), ("Smarch 1 2020", "no time"), ("1 Jan", "no time"),
         ("01/02/2020", "which begins with its day or with its month .*data.time_format"),
         ("3000-01-01", "not between the years 1678 and 2262"), ("0001-01-01", "not between the years"),
@@ -184,7 +184,10 @@ def test_lines_out_of_order_and_lines_of_one_time(tmp_path: Path, caplog: pytest
         (row,) = rows(file, text, unsorted="sort", duplicates=duplicates, **asked)["train"]
         expected = [[10, value, 30, 5], [1, other, np.nan, 9]]
         np.testing.assert_array_equal(row.items["series"][0], np.array(expected, dtype=np.float32))
-    assert "x.csv: 1 lines have the time of another" in caplog.text
+    assert "x.csv: 1 of 5 lines have the time of another: data.duplicates=mean" in caplog.text
+    back = "t,a\n2021-10-31 02:30,1\n2021-10-31 02:00,2\n2021-10-31 02:30,3\n"
+    with pytest.raises(Mistake, match="x.csv:3: .*earlier than the line before.* Where clocks went back, say the zone"):
+        rows(file, back, **asked)
     labelled = "t,a,state\n1,1,x\n1,3,y\n2,2,y\n"
     with pytest.raises(Mistake, match="x.csv:2: lines of the same time have different labels"):
         rows(file, labelled, duplicates="mean", label="state", horizon=0)

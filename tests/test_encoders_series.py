@@ -205,8 +205,15 @@ def test_missing_values_are_never_seen(tmp_path: Path, name: str) -> None:
     first.features.square().sum().backward()
     gradient = given["values"].grad
     assert gradient is not None and gradient.isfinite().all() and not gradient[~given["valid"]].any()
-    second = encoder(**{**given, "values": torch.where(given["valid"], given["values"], 1e6)})
-    torch.testing.assert_close(first.features, second.features)
+    for other in (1e6, -3.0, NAN):
+        second = encoder(**{**given, "values": torch.where(given["valid"], given["values"], other)})
+        assert torch.equal(first.features, second.features) and torch.equal(first.mask, second.mask)
+    series[0][20] = NAN
+    again = encoder(**stack("series", [encoder.preprocess(np.array(series)), encoder.preprocess(waves(2, 12))]))
+    assert torch.equal(first.features, again.features), "NaN is as good as None"
+    series[0][21] = NAN
+    fewer = encoder(**stack("series", [encoder.preprocess(series), encoder.preprocess(waves(2, 12))]))
+    assert not torch.equal(first.features, fewer.features), "a value that is there is seen"
 
 
 @pytest.mark.parametrize("name", ENCODERS)

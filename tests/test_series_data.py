@@ -260,9 +260,11 @@ def test_the_config_is_held_against_the_source(tmp_path: Path) -> None:
     assert config.compose("train", [*given, "data.borders=[8640,11520,14400]"]).tree["data"]["lookback"] == 96
     for borders in ("[0.7,0.8,1]", "['2020-01-01']"):
         config.compose("train", [*given, f"data.borders={borders}"])
-    for wrong in ("data.borders=0.7", "data.lookback=0", "data.scaling=minmax"):
+    for wrong in ("data.borders=0.7", "data.lookback=0", "data.scaling=minmax", "data.overlap=1.0"):
         with pytest.raises(Mistake, match=wrong.partition("=")[0]):
             config.compose("train", [*given, wrong])
+    with pytest.raises(Mistake, match="data.path: there is no y.csv"):
+        config.compose("train", [*given, "data.path=[x.csv, y.csv]"])
 
 
 def test_rows_name_files_with_series(tmp_path: Path) -> None:

@@ -137,13 +137,14 @@ def test_a_window_has_the_label_of_its_last_or_of_most_steps(tmp_path: Path, cap
     assert most[0].messages == (Message("user", "Which way?"), Message("assistant", "up"))
     for cells, expected in (
         (["1", "02"], [1, 2]), (["1", "2.5"], [1.0, 2.5]), (["1", None, "x"], ["1", None, "x"]), (["nan"], ["nan"]),
-        ([None], [None]),
+        ([None], [None]), (["1_0"], ["1_0"]),
     ):  # fmt: skip
         assert labels_of(np.array(cells, dtype=object)).each == expected
     for changed, said in (
         ({"label": "z"}, "data.label=z is a column of one file"),
         ({"label": "s", "horizon": 2}, "data.label=s and data.horizon=2: a window has one or the other"),
         ({"label": "s", "channels": ["s"]}, "data.channels names `s`"),
+        ({"scaling": "z_score"}, "data.scaling=z_score: without a horizon a run keeps no scale"),
         ({"targets": ["a"]}, "data.targets are due after the lookback, and data.horizon=0"),
         ({"label": "s", "borders": [5, 8], "stride": 9}, "the val split has no window .* and a label"),
     ):
@@ -167,16 +168,16 @@ def test_series_that_are_empty_short_or_constant(tmp_path: Path, caplog: pytest.
     (row,) = rows(file, lookback=3, borders=[2], last="pad")["train"]
     np.testing.assert_array_equal(row.items["series"][0], [[1, 2, np.nan], [1, 2, np.nan]])
     file.write_text("a,b\n" + "7,1\n7,2\n" * 4 + "9,\n" * 3)
-    found = rows(file, lookback=3, stride=3, borders=[8, 11], scaling="z_score")
+    found = rows(file, lookback=2, horizon=1, stride=3, borders=[8, 11], reach_back=False, scaling="z_score")
     assert "x.csv: constant in the train rows, so not scaled to deviation 1 but only shifted: `a`" in caplog.text
     (after,) = found["val"]
-    np.testing.assert_array_equal(after.items["series"][0], [[2] * 3, [np.nan] * 3])
+    np.testing.assert_array_equal(after.items["series"][0], [[2] * 2, [np.nan] * 2])
     file.write_text("a\n" + "1\n" * 4 + "\n".join(["nan"] * 4) + "\n1\n")
     assert len(rows(file, lookback=4, stride=4)["train"]) == 1
     assert "1 of 2 windows of the train split are left out: their lookback holds no number at all" in caplog.text
     file.write_text("a\n1e-38\n2e-38\n1e38\n1\n")
     with pytest.raises(Mistake, match="`a` has numbers out of all proportion to those in the train rows"):
-        rows(file, lookback=1, borders=[2, 4], scaling="z_score")
+        rows(file, lookback=1, horizon=1, borders=[2, 4], scaling="z_score")
 
 
 def test_a_missing_step_never_reaches_the_encoder(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_a_missing_step_never_reaches_the_encoder(tmp_path: Path) -> None:
     file = tmp_path / "x.csv"
     lines = [f"2020-01-01 {k:02d}:00,{'' if one is None else one},{k}" for k, one in enumerate(cells) if k != 7]
     file.write_text("date,a,b\n" + "\n".join(lines) + "\n")
-    found = rows(file, time="date", gaps="missing", lookback=8, stride=5, last="pad", scaling="z_score")["train"]
+    found = rows(file, time="date", gaps="missing", lookback=8, stride=5, last="pad")["train"]
     torch.manual_seed(0)
     encoder = SeriesPatch(2, 4, 3, 16, 2, 2, 0.0, 0.2, 0.7).eval()
     given = stack("series", [encoder.preprocess(row.items["series"][0]) for row in found])
@@ -202,6 +203,7 @@ def test_a_missing_step_never_reaches_the_encoder(tmp_path: Path) -> None:
     assert not torch.equal(first.features, moved.features), "what is not under it is seen"
 
 
+@pytest.mark.zoo
 def test_windows_are_classified_through_the_command_line(tmp_path: Path) -> None:
     """Two files on one clock; the state is that of the last step."""
     level = np.repeat(np.random.RandomState(0).randint(0, 2, 160), 6)
@@ -216,7 +218,8 @@ def test_windows_are_classified_through_the_command_line(tmp_path: Path) -> None
     summary = runner.train(
         [
             "model=classify", "encoder/series=series_patch", "data=csv_series",
-            f"data.path=[{tmp_path}/north.csv,{tmp_path}/south.csv]", "data.label=state", "data.horizon=0",
+            f"data.path=[{tmp_path}/north.csv,{tmp_path}/south.csv]", "data.label=state",
+            "data.horizon=0", "data.scaling=none",
             "data.lookback=6", "data.stride=null", "data.overlap=0", "encoder.series.patch_length=6",
             "encoder.series.stride=6", "encoder.series.hidden_size=8", "encoder.series.heads=2",
             "encoder.series.layers=1", "train.max_steps=30", "train.batch_size=28", "optimizer.lr=1e-2",

@@ -30,6 +30,11 @@ FAR = "not between the years 1678 and 2262"
 TWOFOLD = "which begins with its day or with its month (say data.time_format=%d/%m/%Y)"
 TOLD_TWICE = " Say which is meant: data.ambiguous=order (the first of two lines is the earlier), earlier or later."
 TOLD_NEVER = " No clock there ever showed it: correct it, or data.timezone."
+TOLD_UNSORTED = " Sort the file by time, or set data.unsorted=sort."
+TOLD_BACK = (
+    f"{TOLD_UNSORTED} Where clocks went back, say the zone, and that lines are in order "
+    "(data.timezone=Europe/Berlin data.ambiguous=order)."
+)
 TOLD_ZONE = " Say in which zone times without one are (data.timezone=Europe/Berlin)."
 
 
@@ -62,7 +67,12 @@ class Clock:
     def told(self, step: int) -> str:
         if self.kind == "numbers":
             return f"{self.values[step]:g}"
-        return str(self.dates()[step].isoformat())
+        import pandas as pd
+
+        moment = pd.Timestamp(int(self.values[step]), unit="ns")
+        if self.kind == "instants":
+            moment = moment.tz_localize("UTC").tz_convert(self.zone or "UTC")
+        return str(moment.isoformat())
 
     def dates(self) -> Any:
         """pandas.DatetimeIndex [R], with a zone where they are instants."""
@@ -74,7 +84,7 @@ class Clock:
     def told_length(self, length: float) -> str:
         import pandas as pd
 
-        return f"{length:g}" if self.kind == "numbers" else str(pd.Timedelta(int(length), "ns"))
+        return f"{length:g}" if self.kind == "numbers" else str(pd.Timedelta(int(length), "ns")).removeprefix("0 days ")
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,9 @@ def clock_of(table: Table, asked: Reading) -> tuple[Clock, np.ndarray] | None:
         hint = (
             " Say what becomes of such lines: data.duplicates=first, last or mean."
             if again
-            else " Sort the file by time, or set data.unsorted=sort."
+            else TOLD_BACK
+            if kinds[0] == "local times"
+            else TOLD_UNSORTED
         )
         raise Mistake(table.tell([(int(order[step]), f"`{name}` is {cells[order[step]]}, {said}")]) + hint)
     return Clock(kinds[0], values, asked.timezone), order
@@ -262,6 +274,8 @@ def number_of(cell: str) -> float | None:
     try:
         number = float(cell)
     except ValueError:
+        return None
+    if "_" in cell:  # Python's own grouping: 2020_01_01 is no number
         return None
     return number if math.isfinite(number) else None
 

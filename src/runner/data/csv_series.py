@@ -67,7 +67,8 @@ class CsvSeries:
             raise Mistake(f"data.borders={borders} must hold one to three ends: of train, val and test.")
         if channels == [] or targets == []:
             raise Mistake(f"data.{'channels' if channels == [] else 'targets'} is empty; name columns, or null.")
-        check_agreement(resample, gaps, fill, fill_limit, tolerance, horizon, targets, label)
+        check_agreement(resample, gaps, fill, fill_limit, tolerance)
+        check_aim(horizon, targets, label, fill, scaling)
         check_zone(timezone)
         self.path = path
         self.reading = Reading(time, time_format, time_unit, timezone, ambiguous, unsorted, duplicates)
@@ -208,11 +209,8 @@ def check_agreement(
     fill: str,
     fill_limit: int | None,
     tolerance: str | float | None,
-    horizon: int,
-    targets: list[str] | None,
-    label: str | None,
 ) -> None:
-    """Raises `Mistake` for options that take each other's meaning away."""
+    """Raises `Mistake` for options of the clock that take each other's meaning away."""
     if resample is not None:
         offset_of(resample)
         if gaps == "ignore":
@@ -228,13 +226,25 @@ def check_agreement(
         )
     if fill_limit is not None and fill == "missing":
         raise Mistake(f"data.fill_limit={fill_limit}: nothing is filled. Set data.fill, or data.fill_limit=null.")
-    if fill == "linear" and horizon:
-        raise Mistake(
-            "data.fill=linear looks at the next value, which in a forecast is among what is due. Set data.fill=ffill."
-        )
-    if not horizon and targets is not None:
+
+
+def check_aim(horizon: int, targets: list[str] | None, label: str | None, fill: str, scaling: str) -> None:
+    """Raises `Mistake` for options that do not go with what is due."""
+    if horizon:
+        if fill == "linear":
+            raise Mistake(
+                "data.fill=linear looks at the next value, which in a forecast is among what is due. Set "
+                "data.fill=ffill."
+            )
+        if label is not None:
+            raise Mistake(
+                f"data.label={label} and data.horizon={horizon}: a window has one or the other. Set data.horizon=0."
+            )
+        return
+    if targets is not None:
         raise Mistake("data.targets are due after the lookback, and data.horizon=0. Set data.targets=null.")
-    if horizon and label is not None:
+    if scaling != "none":
         raise Mistake(
-            f"data.label={label} and data.horizon={horizon}: a window has one or the other. Set data.horizon=0."
+            f"data.scaling={scaling}: without a horizon a run keeps no scale, so a series that it is given later would "
+            "come unscaled. Set data.scaling=none; encoders normalise each series by itself."
         )

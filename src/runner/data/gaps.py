@@ -45,7 +45,7 @@ def opened(steps: Steps, gaps: Gaps) -> tuple[Steps, list[range]]:
     lacking = np.round(ratios[long]) - 1
     if gaps == "error":
         raise Mistake(
-            f"{told} the clock has {counted(len(long), 'gap')}, {lacking.sum():,.0f} steps in all, first "
+            f"{told} the clock has {counted(len(long), 'gap')}, {counted(int(lacking.sum()), 'step')} in all, first "
             f"{steps.place(long[0], long[0] + 1)} ({steps.clock.told_length(differences[long[0]])}). {TOLD_GAPS}, or "
             "take each line as a step (data.gaps=ignore)."
         )

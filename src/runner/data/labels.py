@@ -34,6 +34,6 @@ def labels_of(cells: np.ndarray) -> Labels:
 
 def is_a(kind: type, cell: str) -> bool:
     try:
-        return kind is str or math.isfinite(kind(cell))
+        return kind is str or ("_" not in cell and math.isfinite(kind(cell)))
     except ValueError:
         return False

@@ -89,7 +89,10 @@ def steps_of(
             check_same_label(table, labels, lines, starts, ends)
         else:
             values = values[:, chosen]
-        say(f"{table.file.name}: {len(new) - len(starts):,} lines have the time of another (data.duplicates).")
+        say(
+            f"{table.file.name}: {len(new) - len(starts):,} of {len(new):,} lines have the time of another: "
+            f"data.duplicates={asked.duplicates}."
+        )
         clock, lines, there = clock.at(chosen), lines[chosen], there[chosen]
         labels = labels[chosen] if labels is not None else None
     return Steps(table.file.name, list(names), values, labels, clock, lines, there)
