@@ -11,8 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from runner.announce import describe, endless, loss_table
-from runner.data.chat import ChatFormat, asks, prompt_of
-from runner.data.cutting import piece_cuts, pieces, prompt_length
+from runner.data.chat import ChatFormat, Encoded, asks, prompt_of
+from runner.data.cutting import part, piece_cuts, pieces, prompt_length
 from runner.data.length import LengthPolicy, LengthReport
 from runner.protocols import IGNORED, Example, Message, Mistake, Row
 from runner.settings import Data
@@ -65,11 +65,11 @@ def test_error_names_the_rows_and_both_limits() -> None:
     rows = [TWO_TURNS, *(row("A question", "Yes " * k, id=f"r{k}") for k in range(2, 9))]
     with pytest.raises(Mistake) as mistake:
         fitted(rows, 25, "error", chat(), 17)
-    for part in (
+    for said in (
         "7 rows of 8 longer than data.max_length=25 tokens: train.jsonl:1 (id r1, 39 tokens)", "and 2 more",
         "data.max_length=46", "data.over_length=drop", "truncate_prompt", "truncate)", "split)",
     ):  # fmt: skip
-        assert part in str(mistake.value)
+        assert said in str(mistake.value)
     with pytest.raises(Mistake) as mistake:
         fitted(rows, None, "error", chat(), 17)
     assert str(mistake.value).startswith(
@@ -182,6 +182,29 @@ def test_split_within_turns() -> None:
     # Where the last answer alone is learnt, what was said before goes as far as it fits.
     kept, report = fitted([TWO_TURNS], 25, "split", chat(learn="last"))
     assert texts(kept) == ["<|user|>And {image 1}another<|end|><|assistant|>⟦No<|end|>⟧"] and report.split == 1
+
+
+def test_cuts() -> None:
+    learnt = np.array([False, False, True, True, True] * 3)
+    assert piece_cuts(learnt, [5, 10], 10, None) == [0, 10, 15]
+    assert piece_cuts(learnt, [5, 10], 9, None) == [0, 5, 10, 15]
+    last = np.arange(15) >= 13
+    assert piece_cuts(last, [5, 10], 10, None) == [0, 5, 15], "as many whole turns before the answer as fit"
+    assert piece_cuts(last, [5, 10], 10, 6) == [0, 10, 15]
+    # The end of a long answer alone, at the start of a piece, is not learnt: what comes next is the prompt of another.
+    learnt = np.concatenate([np.repeat([False, True], run) for run in ((1, 20), (6, 2), (1, 1))])
+    assert piece_cuts(learnt, [21, 29], 20, 5) == [0, 20, 22, 31]
+
+
+def test_a_message_without_text_and_an_item_at_the_end_stay() -> None:
+    kept, _ = fitted([row("", "Yes", "", "No")], 9, "split", chat())
+    assert [one.row.messages for one in kept] == [row("", "Yes").messages, row("", "No").messages]
+    ids, asked = np.arange(4, dtype=np.int32), row("Hi", "Yes", "<image>", images=1)
+    at_end = Example("r1", ids, np.array([IGNORED, 1, IGNORED, IGNORED], dtype=np.int32), (("image", 0, 4),), asked)
+    encoded = Encoded(at_end, np.zeros(4, dtype=bool), ((0, 1), (1, 2), (2, 4)), (2,))
+    everything = np.ones(4, dtype=bool)
+    assert part(encoded, everything, 2, 4).places == (("image", 0, 2),)
+    assert part(encoded, everything, 0, 3).places == ()
 
 
 UNFIT = {

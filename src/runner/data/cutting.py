@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -112,7 +112,8 @@ def part(encoded: Encoded, kept: np.ndarray, start: int, stop: int) -> Example:
     labels[:1] = IGNORED
     stays = [start <= place < stop or place == stop == total for _, _, place in whole.places]
     lost = {(modality, item) for (modality, item, _), there in zip(whole.places, stays, strict=True) if not there}
-    items, ranks = {}, {}
+    items: dict[str, tuple[Any, ...]] = {}
+    ranks: dict[tuple[str, int], int] = {}
     for modality, some in whole.row.items.items():
         left = [item for item in range(len(some)) if (modality, item) not in lost]
         items[modality] = tuple(some[item] for item in left)
