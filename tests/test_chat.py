@@ -242,6 +242,14 @@ def test_a_template_that_changes_the_text_of_a_message() -> None:
         ChatFormat(louder, (), "front", "all", "template").example(row("Hi", "Hello"))
 
 
+def test_a_template_that_leaves_out_the_system_text_now_and_then() -> None:
+    short = TURNS.replace("in messages %}", "in messages if m.role != 'system' or messages | length < 4 %}")
+    format = ChatFormat(tokenizer(short, IM, eos="<|endoftext|>"), (), "front", "all", "template")
+    assert "Be kind." in marked(format.tokenizer, format.example(row("Hi", "Hello", system="Be kind.")))
+    with pytest.raises(Mistake, match=r"\(id r1\): the chat template does not write every message once as it is"):
+        format.example(row("Hi", "Hello", "Bye", "Ciao", system="Be kind."))
+
+
 def control(added: tuple[str, ...] = (), normalized: bool = False, template: str = TURNS) -> ChatFormat:
     own = tokenizer(template, IM, eos="<|endoftext|>", added=added)
     if normalized:

@@ -7,12 +7,10 @@ from typing import Literal, get_args, get_type_hints
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
-from hypothesis import strategies as st
 
 from runner.announce import describe, endless, loss_table
-from runner.data.chat import ChatFormat, asks, prompt_of
-from runner.data.cutting import piece_cuts, pieces, prompt_length
+from runner.data.chat import ChatFormat, Encoded, asks, prompt_of
+from runner.data.cutting import part, piece_cuts, prompt_length
 from runner.data.length import LengthPolicy, LengthReport
 from runner.protocols import IGNORED, Example, Message, Mistake, Row
 from runner.settings import Data
@@ -20,7 +18,6 @@ from tests.chat_families import families, marked
 
 FAMILIES = families()
 POLICIES = get_args(get_type_hints(Data)["over_length"])
-CUTTING = ("truncate_prompt", "truncate", "split")
 
 
 def chat(family: str = "tiny", learn: Literal["all", "last"] = "all") -> ChatFormat:
@@ -65,11 +62,11 @@ def test_error_names_the_rows_and_both_limits() -> None:
     rows = [TWO_TURNS, *(row("A question", "Yes " * k, id=f"r{k}") for k in range(2, 9))]
     with pytest.raises(Mistake) as mistake:
         fitted(rows, 25, "error", chat(), 17)
-    for part in (
+    for said in (
         "7 rows of 8 longer than data.max_length=25 tokens: train.jsonl:1 (id r1, 39 tokens)", "and 2 more",
         "data.max_length=46", "data.over_length=drop", "truncate_prompt", "truncate)", "split)",
     ):  # fmt: skip
-        assert part in str(mistake.value)
+        assert said in str(mistake.value)
     with pytest.raises(Mistake) as mistake:
         fitted(rows, None, "error", chat(), 17)
     assert str(mistake.value).startswith(
@@ -184,6 +181,31 @@ def test_split_within_turns() -> None:
     assert texts(kept) == ["<|user|>And {image 1}another<|end|><|assistant|>⟦No<|end|>⟧"] and report.split == 1
 
 
+def test_cuts() -> None:
+    learnt = np.array([False, False, True, True, True] * 3)
+    assert piece_cuts(learnt, [5, 10], 10, None) == [0, 10, 15]
+    assert piece_cuts(learnt, [5, 10], 9, None) == [0, 5, 10, 15]
+    last = np.arange(15) >= 13
+    assert piece_cuts(last, [5, 10], 10, None) == [0, 5, 15], "as many whole turns before the answer as fit"
+    assert piece_cuts(last, [5, 10], 10, 6) == [0, 10, 15]
+    # The end of a long answer alone, at the start of a piece, is not learnt: what comes next is the prompt of another.
+    learnt = np.concatenate([np.repeat([False, True], run) for run in ((1, 20), (6, 2), (1, 1))])
+    assert piece_cuts(learnt, [21, 29], 20, 5) == [0, 20, 22, 31]
+
+
+def test_a_message_without_text_and_an_item_at_the_end_stay() -> None:
+    kept, _ = fitted([row("", "Yes", "", "No")], 9, "split", chat())
+    assert [one.row.messages for one in kept] == [row("", "Yes").messages, row("", "No").messages]
+    blank = row("Hi", "0123456789", system=" ")
+    assert fitted([blank], 12, "truncate", chat())[0][0].row.messages == blank.messages
+    ids, asked = np.arange(4, dtype=np.int32), row("Hi", "Yes", "<image>", images=1)
+    at_end = Example("r1", ids, np.array([IGNORED, 1, IGNORED, IGNORED], dtype=np.int32), (("image", 0, 4),), asked)
+    encoded = Encoded(at_end, np.zeros(4, dtype=bool), ((0, 1), (1, 2), (2, 4)), (2,))
+    everything = np.ones(4, dtype=bool)
+    assert part(encoded, everything, 2, 4).places == (("image", 0, 2),)
+    assert part(encoded, everything, 0, 3).places == ()
+
+
 UNFIT = {
     "untaught": (row("Hi"), 100, "truncate", "1 row without an assistant's turn"),
     "an id like a piece's": (row("Hi", "Yes", id="a#2"), 100, "split", "1 row with an id that ends in # and a number"),
@@ -211,113 +233,3 @@ def test_a_prompt_that_cannot_be_cut() -> None:
             fitted([row("Hi", "Yes")], None, policy, chat(), 2)
     kept, _ = fitted([row("Hi", "Yes")], None, "split", chat(), 2)
     assert texts(kept) == ["<|end|><|assistant|>⟦Yes<|end|>⟧"]
-
-
-contents = st.lists(st.sampled_from(["a", "ü", "word ", "<image>", "\n\n", "猫😀"]), max_size=6).map("".join)
-
-
-@st.composite
-def rows(draw: st.DrawFn) -> Row:
-    turns = draw(st.lists(contents, min_size=2, max_size=6))
-    turns = [text if k % 2 == 0 else text.replace("<image>", "") for k, text in enumerate(turns)]
-    system = draw(st.none() | st.just("Be kind."))
-    return row(*turns, system=system, images=sum(text.count("<image>") for text in turns))
-
-
-@given(
-    whole=rows(),
-    family=st.sampled_from(list(FAMILIES)),
-    learn=st.sampled_from(["all", "last"]),
-    policy=st.sampled_from(CUTTING),
-    max_length=st.none() | st.integers(1, 60),
-    max_prompt_length=st.none() | st.integers(1, 40),
-)
-def test_what_is_left_is_within_the_limits_and_all_that_is_lost_is_counted(
-    whole: Row,
-    family: str,
-    learn: Literal["all", "last"],
-    policy: str,
-    max_length: int | None,
-    max_prompt_length: int | None,
-) -> None:
-    format = chat(family, learn)
-    example = format.example(whole)
-    lengths = LengthPolicy(max_length, max_prompt_length, policy, format)
-    left, report = lengths.fit(example), lengths.report()
-    assume(not lengths.stubborn.count)
-    for one in left:
-        assert len(one.input_ids) <= (max_length or len(example.input_ids))
-        assert prompt_length(one) <= (max_prompt_length or len(example.input_ids))
-        learnt = one.labels != IGNORED
-        assert learnt.any() and not learnt[0] and (one.labels[learnt] == one.input_ids[learnt]).all()
-        assert one.input_ids.dtype == one.labels.dtype == np.int32
-        # Each item once, in order, at a place in the text.
-        assert [(name, item) for name, item, _ in one.places] == [
-            ("image", item) for item in range(len(one.row.items["image"]))
-        ]
-        places = [place for *_, place in one.places]
-        assert places == sorted(places) and all(0 <= place <= len(one.input_ids) for place in places)
-        if asks(one):
-            prompt = prompt_of(one)
-            assert one.input_ids[: len(prompt.input_ids)].tolist() == prompt.input_ids.tolist()
-    items = [item for one in left for item in one.row.items["image"]]
-    expected = list(whole.items["image"])
-    assert [item for item in expected if item in items] == items, "in the row's order, none twice"
-    assert report.items_lost == len(expected) - len(items)
-    tokens = sum(len(one.input_ids) for one in left)
-    learnt = sum(int((one.labels != IGNORED).sum()) for one in left)
-    assert learnt == int((example.labels != IGNORED).sum()) - report.answer_tokens_lost
-    assert report.prompt_tokens_lost >= 0 and report.kept == len(left)
-    if policy != "split":
-        assert tokens == len(example.input_ids) - report.prompt_tokens_lost - report.answer_tokens_lost
-    if policy == "truncate_prompt":
-        assert report.items_lost == report.answer_tokens_lost == 0
-    assert report.over == report.dropped + report.truncated + report.split
-    assert report.unended == sum(one.labels[one.labels != IGNORED][-1] != format.end_of_turn for one in left)
-
-
-@given(
-    whole=rows(),
-    family=st.sampled_from(list(FAMILIES)),
-    max_length=st.none() | st.integers(1, 60),
-    max_prompt_length=st.none() | st.integers(1, 40),
-)
-def test_pieces_one_after_another_are_the_whole(
-    whole: Row, family: str, max_length: int | None, max_prompt_length: int | None
-) -> None:
-    encoded = chat(family).encode(whole)
-    some = pieces(encoded, max_length, max_prompt_length)
-    assert np.concatenate([one.input_ids for one in some]).tolist() == encoded.example.input_ids.tolist()
-    assert [item for one in some for item in one.row.items["image"]] == list(whole.items["image"])
-    start, places = 0, []
-    for one in some:
-        stop = start + len(one.input_ids)
-        assert one.labels[0] == IGNORED
-        assert one.labels[1:].tolist() == encoded.example.labels[start + 1 : stop].tolist()
-        places += [start + place for *_, place in one.places]
-        start = stop
-    assert places == [place for *_, place in encoded.example.places]
-
-
-@given(
-    runs=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=5),
-    max_length=st.integers(2, 40),
-    max_prompt_length=st.none() | st.integers(1, 20),
-)
-def test_cuts_fall_on_borders_where_they_can(
-    runs: list[tuple[int, int]], max_length: int, max_prompt_length: int | None
-) -> None:
-    # Every turn a prompt and an answer; a border lies where a turn begins.
-    learnt = np.concatenate([np.repeat([False, True], run) for run in runs])
-    borders = np.cumsum([sum(run) for run in runs])[:-1].tolist()
-    cuts = piece_cuts(learnt, borders, max_length, max_prompt_length)
-    assert cuts[0] == 0 and cuts[-1] == len(learnt) and cuts == sorted(set(cuts))
-    if all(sum(run) <= max_length and run[0] <= (max_prompt_length or run[0]) for run in runs):
-        assert set(cuts) <= {0, *borders, len(learnt)}, "turns that fit stay whole"
-    for start, stop in zip(cuts, cuts[1:], strict=False):
-        first = start + 1 + int(learnt[start + 1 : stop].argmax()) if learnt[start + 1 : stop].any() else None
-        if first is not None:
-            assert stop - start <= max_length and first - start <= (max_prompt_length or max_length)
-            whole = min(border for border in [*borders, len(learnt)] if border > first) - first
-            if whole <= max_length // 2:
-                assert stop >= first + whole, "an answer that fits behind half a piece of prompt is not cut"

@@ -108,6 +108,7 @@ class Intake:
         digest = RowsDigest()
         sizes: list[int] = []
         for row in self.bad.sound(self.one_by_one(writer, sizes)):
+            self.check_kind(row)
             for example in self.examples_of(row) if self.unseen(row, writer) else ():
                 digest.update(example)
                 writer.append(example)
@@ -129,6 +130,7 @@ class Intake:
         if isinstance(row, BadRow):
             self.bad.note(row.where, row.reason)
             return []
+        self.check_kind(row)
         return self.examples_of(row)
 
     def check_so_far(self) -> None:
@@ -136,6 +138,14 @@ class Intake:
         if self.bad.policy == "error" or self.bad.total >= JUDGED:
             self.bad.check()
         self.fitting.check()
+
+    def check_kind(self, row: Any) -> None:
+        """Raises `Mistake` for a source that gives no rows."""
+        wrong = fault_of_row(row)
+        if wrong:
+            raise Mistake(
+                f"data: read gave a row of the {self.bad.split} split {wrong}. See Row in runner/protocols.py."
+            )
 
     def unseen(self, row: Row, writer: FlatWriter) -> bool:
         """Whether no earlier row has its id; else the reason is noted."""
@@ -147,11 +157,6 @@ class Intake:
 
     def examples_of(self, row: Row) -> list[Example]:
         """Of a sound row those that it comes to; of another none, and the reason is noted."""
-        wrong = fault_of_row(row)
-        if wrong:
-            raise Mistake(
-                f"data: read gave a row of the {self.bad.split} split {wrong}. See Row in runner/protocols.py."
-            )
         place = f"{row.where} (id {row.id})"
         reason = fault_of_files(row)
         if reason is None:
