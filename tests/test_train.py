@@ -446,13 +446,16 @@ def test_early_stopping_needs_rows_to_stop_by(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_picture_is_one_sentence_from_a_loader_worker_too(tmp_path: Path, workers: int) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    """It was whole when the rows were read: those are not read again."""
     row = {
         "id": "a",
-        "image": "broken.png",
+        "image": "picture.png",
         "messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "x"}],
     }
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    Image.new("L", (8, 8)).save(tmp_path / "picture.png")
+    run(tmp_path / "whole", "data=jsonl", f"data.path={tmp_path}/rows.jsonl", "train.max_steps=1")
+    (tmp_path / "picture.png").write_bytes(b"no picture")
     with pytest.raises(Mistake) as told:
         run(tmp_path / "run", "data=jsonl", f"data.path={tmp_path}/rows.jsonl", f"data.workers={workers}")
     assert str(told.value).startswith("rows.jsonl:1 (id a): `image` item 1") and "\n" not in str(told.value)
@@ -526,8 +529,10 @@ def test_an_evaluation_that_fails_loses_no_step(tmp_path: Path) -> None:
     broken = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "x"}], "image": "x.png"}
     with (tmp_path / "val.jsonl").open("a") as file:
         file.write(json.dumps({"id": "broken", **broken}) + "\n")
-    (tmp_path / "x.png").write_bytes(b"no picture")
     words = [*data, "model=instruct", f"data.val_path={tmp_path}/val.jsonl", "train.eval_every=4"]
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    run(tmp_path / "whole", *words, "train.max_steps=1")
+    (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(Mistake, match="id broken"):
         run(tmp_path / "run", *words)
     assert Local().steps(tmp_path / "run") == [4]

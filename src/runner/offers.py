@@ -3,11 +3,12 @@ is refused by name. What encoders, projectors and fusions give is tried in `tria
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
+from runner.data.mixed import Mixed
 from runner.protocols import (
     Batch,
     Checkpointer,
@@ -43,8 +44,15 @@ def check_offers(part: Any, name: str, protocol: type) -> None:
 
 def check_splits(splits: Any) -> None:
     """Raises `Mistake` for what a row source gives beside rows of named splits."""
-    if not isinstance(splits, Mapping) or not all(isinstance(one, Iterable) for one in splits.values()):
-        raise Mistake(f"data: read gave {shown(splits)}; it must give rows for each split by name.")
+    right = isinstance(splits, Mapping) and all(
+        isinstance(rows, Iterable | Mixed) and not isinstance(rows, Iterator) for rows in splits.values()
+    )
+    if not right:
+        raise Mistake(
+            f"data: read gave {shown(splits)}; it must give for each split by name rows that can be gone through again."
+        )
+    if "train" not in splits:
+        raise Mistake("data: there is no row to train on. Give another data.path.")
 
 
 def check_counts(objective: Objective, batch: Batch) -> None:
