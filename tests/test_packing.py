@@ -374,7 +374,6 @@ def test_parts_from_outside_that_cannot_be_packed_are_told(words: list[str], sen
     (tmp_path / "conf" / "fusion").mkdir(parents=True)
     (tmp_path / "conf" / "late.py").write_text(PLUGINS)
     (tmp_path / "conf" / "fusion" / "late.yaml").write_text("_target_: late.Attached\n")
-    words = ["tracker=none", *words, "train.max_steps=1"]
-    build(compose("train", words, tmp_path / "conf"), None, tracks=False)
+    words = ["tracker=none", *words, "train.max_steps=1", "data.packing=true"]
     with pytest.raises(Mistake, match=sentence):
-        build(compose("train", [*words, "data.packing=true"], tmp_path / "conf"), None, tracks=False)
+        build(compose("train", words, tmp_path / "conf"), None, tracks=False)

@@ -10,7 +10,7 @@ Shapes: S tokens of a packed sequence, n of one document, H heads, K of keys and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ def to_gpu(model: PreTrainedModel) -> None:
             f"llm.attention={FLASH} needs an NVIDIA GPU (cluster.device) and the package flash-attn, and one of them "
             "is not here. Install it by pip install flash-attn, or set llm.attention=null."
         )
-    model.to(device)
+    cast(nn.Module, model).to(device)
 
 
 @dataclass(frozen=True)
