@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from runner import answering, config, settings
 from runner.config import Composed
 from runner.data.bad_rows import BadRows
 from runner.offers import check_offers, fault_of_row
-from runner.preparing.content import Content, Count, Languages, Reader
+from runner.preparing.content import Content, Count, Reader, language_of
 from runner.preparing.duplicates import Drop, Near, near_questions, redundant
-from runner.preparing.fields import group_of, kinds_of, times_of
-from runner.preparing.leaks import Leak, find_leaks, ties_of, together
+from runner.preparing.fields import kinds_of, times_of
+from runner.preparing.leaks import Leak, Ties, find_leaks, ties_of, together
 from runner.preparing.quality import quality_of
 from runner.preparing.splitting import drawn_splits, groups_of, splits_by_time
 from runner.preparing.tables import markdown, tables_of
@@ -60,7 +60,7 @@ def read_contents(
 ) -> tuple[dict[str, list[Content]], list[BadRows]]:
     """By split, in the order train, val, test; and of each which rows could not be used."""
     count, modalities = counter(composed)
-    reader = Reader(given.compare, count, Languages() if given.languages else None)
+    reader = Reader(given.compare, count, language_of if given.languages else None)
     shared = config.section(composed.tree["data"], settings.Data)
     contents: dict[str, list[Content]] = {}
     bad = []
@@ -128,9 +128,9 @@ def sorted_out(
             drops += redundant(some, near, split)
     gone = {id(drop.content) for drop in drops}
     left = [one for one in pooled if id(one) not in gone]
-    ties = ties_of(
-        near, given.shared_items == "together", group_of(given.group_by, "group_by") if given.group_by else None
-    )
+    if given.group_by is not None:
+        kinds_of([one for some in read.values() for one in some], given.group_by, "group_by")
+    ties = ties_of(near, given.shared_items == "together", given.group_by)
     splits = draw(left, ties, given, [split for split in fixed]) if pooled else {}
     splits |= {split: [one for one in some if id(one) not in gone] for split, some in fixed.items()}
     splits = {split: splits[split] for split in (*ORDER, *splits) if split in splits}
@@ -165,9 +165,7 @@ def what_is_drawn(
     return [], dict(read)
 
 
-def draw(
-    contents: Sequence[Content], ties: Callable[..., Any], given: Prepare, there: Sequence[str]
-) -> dict[str, list[Content]]:
+def draw(contents: Sequence[Content], ties: Ties, given: Prepare, there: Sequence[str]) -> dict[str, list[Content]]:
     """`there`: splits that the source has, which are not drawn."""
     asked = {"test": given.test_share, "val": given.val_share}
     shares = {split: share for split, share in asked.items() if split not in there and share > 0}

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,7 +75,6 @@ class Reader:
         self.count = count
         self.language = language
         self.files: dict[tuple[str, Path], Item] = {}
-        """Files that several rows share are read once."""
 
     def read(self, row: Row) -> Content:
         """Raises `Mistake` for an item that is no whole picture, sound or series, and for a row that the language model
@@ -108,12 +108,16 @@ class Reader:
         )
 
     def item(self, modality: str, value: Any) -> Item:
-        if not isinstance(value, str | Path):
-            return measured(modality, value, decode(modality, value))
-        file = Path(value)
-        if (modality, file) not in self.files:
-            self.files[modality, file] = measured(modality, file, decode(modality, file))
-        return self.files[modality, file]
+        """Files that several rows share are read once."""
+        held = Path(value) if isinstance(value, str) else value
+        try:
+            if not isinstance(held, Path):
+                return measured(modality, held, decode(modality, held))
+            if (modality, held) not in self.files:
+                self.files[modality, held] = measured(modality, held, decode(modality, held))
+        except Mistake as mistake:
+            raise Mistake(f"its `{modality}` cannot be read: {mistake}") from mistake
+        return self.files[modality, held]
 
 
 def measured(modality: str, value: Any, decoded: Any) -> Item:
@@ -132,7 +136,7 @@ def measured(modality: str, value: Any, decoded: Any) -> Item:
         measures = {"channels": len(channels), "steps": channels.shape[-1], "missing": missing}
         digest = hash_of_numbers(decoded, "")
     elif not isinstance(value, Path):
-        raise Mistake(f"an item of `{modality}` is a {type(value).__name__}, which cannot be written into a dataset.")
+        raise Mistake(f"it is a {type(value).__name__}, which cannot be written into a dataset.")
     if isinstance(value, Path):
         measures["bytes"] = value.stat().st_size
         digest = fingerprint.of_file(value)
@@ -170,14 +174,14 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFC", spaced(text).casefold())
 
 
-class Languages:
-    """ISO 639 codes by py3langid (Lui and Baldwin, "langid.py", 2012)."""
+def language_of(text: str) -> str:
+    """An ISO 639 code by py3langid (Lui and Baldwin, "langid.py", 2012), or `unknown`."""
+    language, probability = identifier().classify(text)
+    return str(language) if probability >= SURE else UNKNOWN
 
-    def __init__(self) -> None:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-        self.identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+@cache
+def identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    def __call__(self, text: str) -> str:
-        language, probability = self.identifier.classify(text)
-        return str(language) if probability >= SURE else UNKNOWN
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

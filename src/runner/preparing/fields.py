@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,10 +44,6 @@ def kinds_of(contents: Sequence[Content], name: str, key: str) -> list[Hashable]
                 "text or a whole number."
             )
     return values
-
-
-def group_of(name: str, key: str) -> Callable[[Content], Hashable]:
-    return lambda one: kinds_of([one], name, key)[0]
 
 
 def times_of(contents: Sequence[Content], name: str, key: str) -> list[float]:

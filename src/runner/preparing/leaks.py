@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from runner.preparing.content import Content
 from runner.preparing.duplicates import Near
+from runner.preparing.fields import value_of
 
 KINDS = {
     "question": "the same question",
@@ -18,6 +18,10 @@ KINDS = {
     "group": "the same group",
 }
 """A row is counted under the first of these that holds."""
+
+
+Ties = Callable[[Content], Mapping[str, Sequence[Hashable]]]
+"""By kind, what a row must not share with one of another split."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,7 @@ class Leak:
     later: Content
 
 
-def find_leaks(
-    splits: Mapping[str, Sequence[Content]], ties: Callable[[Content], Mapping[str, Sequence[Hashable]]]
-) -> Iterator[Leak]:
-    """`ties`: by kind, what a row must not share with one of another split."""
+def find_leaks(splits: Mapping[str, Sequence[Content]], ties: Ties) -> Iterator[Leak]:
     for earlier, later in combinations(splits, 2):
         holders: dict[tuple[str, Hashable], list[Content]] = defaultdict(list)
         for one in splits[earlier]:
@@ -52,25 +53,23 @@ def find_leaks(
                 yield Leak(kinds[0], (earlier, later), tuple(involved.values()), one)
 
 
-def ties_of(near: Near | None, with_items: bool, group: Callable[[Content], Any] | None) -> Callable[..., Any]:
-    """What rows are tied by; `group` is None where no field groups them."""
+def ties_of(near: Near | None, with_items: bool, group_by: str | None) -> Ties:
+    """What rows are tied by; `group_by` is a field, or None where none groups them."""
 
-    def ties(one: Content) -> dict[str, Sequence[Hashable]]:
+    def ties(one: Content) -> Mapping[str, Sequence[Hashable]]:
         tied: dict[str, Sequence[Hashable]] = {"question": [one.question_key]}
         if near is not None:
             tied["near"] = list(near.get(one.question_key, ()))
         if with_items:
             tied["item"] = [item.sha256 for item in one.items]
-        if group is not None:
-            tied["group"] = [group(one)]
+        if group_by is not None:
+            tied["group"] = [value_of(one, group_by)]
         return tied
 
     return ties
 
 
-def together(
-    contents: Sequence[Content], ties: Callable[[Content], Mapping[str, Sequence[Hashable]]]
-) -> list[list[int]]:
+def together(contents: Sequence[Content], ties: Ties) -> list[list[int]]:
     """Sets of positions that stay in one split."""
     sets: dict[tuple[str, Hashable], list[int]] = defaultdict(list)
     for position, one in enumerate(contents):

@@ -87,7 +87,7 @@ def nearest_fill(groups: Sequence[Group], wanted: int) -> list[Group]:
     taken: list[Group] = []
     have = 0
     for group in groups:
-        if have + len(group) / 2 <= wanted and have < wanted:
+        if have + len(group) / 2 < wanted:
             taken.append(group)
             have += len(group)
     return taken

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from scipy.io import wavfile
 
 from runner import fingerprint
 from runner.data.decode import decode
@@ -148,6 +149,11 @@ class Items:
             stream = io.BytesIO()
             decoded.save(stream, format="PNG")
             return self.bytes(stream.getvalue(), ".png")
+        if isinstance(decoded, tuple):
+            samples, rate = decoded
+            stream = io.BytesIO()
+            wavfile.write(stream, rate, np.asarray(samples, dtype=np.float32).T)
+            return self.bytes(stream.getvalue(), ".wav")
         numbers = np.atleast_2d(np.asarray(decoded, dtype=np.float32))
         if numbers.size > INLINE:
             stream = io.BytesIO()
