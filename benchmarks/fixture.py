@@ -185,7 +185,7 @@ def write_tokens(folder: Path) -> int:
     from runner.data.jsonl import Jsonl
     from runner.models.llm import Pretrained
 
-    rows = Jsonl(str(folder / "train.jsonl"), None, {}, []).read([])["train"]
+    rows = Jsonl(str(folder / "train.jsonl"), None, {}, [], None).read([])["train"]
     chat = ChatFormat(Pretrained(str(folder / "model"), "float32", True, None, False).tokenizer(), [], "front")
     examples = [chat.example(row) for row in rows]
     with (folder / "tokens.jsonl").open("w", encoding="utf-8") as file:

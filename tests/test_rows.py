@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from runner.data.bad_rows import BadRows
 from runner.data.digits import Digits
 from runner.data.jsonl import Jsonl
 from runner.data.rows import check_modalities, split_content
-from runner.protocols import Message, Mistake, Row
+from runner.protocols import BadRow, Message, Mistake, Row
+from runner.seats import whole
 
 SHARED = Path(os.environ.get("RUNNER_TEST_DATA", Path(__file__).parents[2] / "shared"))
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -29,8 +33,18 @@ def write(folder: Path, *lines: object, name: str = "train.jsonl") -> Path:
     return file
 
 
-def read(path: Path, modalities: tuple[str, ...] = (), fields: dict | None = None, extra: tuple[str, ...] = ()) -> list:
-    return Jsonl(str(path), None, fields or {}, list(extra)).read(modalities)["train"]
+def sound(rows: Iterable[Row | BadRow]) -> list[Row]:
+    return list(BadRows("train", "error", 0).sound(whole(rows)))
+
+
+def read(
+    path: Path,
+    modalities: tuple[str, ...] = (),
+    fields: dict | None = None,
+    extra: tuple[str, ...] = (),
+    format: str | None = None,
+) -> list[Row]:
+    return sound(Jsonl(str(path), None, fields or {}, list(extra), format).read(modalities)["train"])
 
 
 def refusal(path: Path, **arguments: Any) -> str:
@@ -40,7 +54,7 @@ def refusal(path: Path, **arguments: Any) -> str:
 
 
 def test_a_row_with_everything(tmp_path: Path) -> None:
-    (tmp_path / "cat.png").write_bytes(b"x")
+    Image.new("L", (2, 2)).save(tmp_path / "cat.png")
     line = {"id": 7, "messages": TALK, "label": 3, "image": {"items": ["cat.png", "cat.png"]}, "audio": None}
     line |= {"text": "a cat", "series": [[1, 2.5], [3, 4]], "ecg": [[0.5]], "_note": "x", "source": "web"}
     (row,) = read(write(tmp_path, line), modalities=("image", "ecg"), extra=("source",))
@@ -67,10 +81,14 @@ def test_bytes_and_lines(tmp_path: Path) -> None:
 def test_folder_and_val_path(tmp_path: Path) -> None:
     for split in ("train", "val", "test", "other"):
         write(tmp_path, {"id": split, "messages": TALK}, name=f"{split}.jsonl")
-    splits = Jsonl(str(tmp_path), None, {}, []).read(())
-    assert {split: rows[0].id for split, rows in splits.items()} == {"train": "train", "val": "val", "test": "test"}
-    splits = Jsonl(str(tmp_path / "train.jsonl"), str(tmp_path / "other.jsonl"), {}, []).read(())
-    assert {split: rows[0].id for split, rows in splits.items()} == {"train": "train", "val": "other"}
+    splits = Jsonl(str(tmp_path), None, {}, [], None).read(())
+    assert {split: next(iter(rows)).id for split, rows in splits.items()} == {
+        "train": "train",
+        "val": "val",
+        "test": "test",
+    }
+    splits = Jsonl(str(tmp_path / "train.jsonl"), str(tmp_path / "other.jsonl"), {}, [], None).read(())
+    assert {split: next(iter(rows)).id for split, rows in splits.items()} == {"train": "train", "val": "other"}
 
 
 LINES = {
@@ -126,16 +144,16 @@ def test_a_bad_row_is_told_with_its_line(tmp_path: Path, line: bytes) -> None:
     (root / "link.png").symlink_to(tmp_path / "outside.png")
     text = refusal(write(root, {"messages": TALK}, line))
     assert f"train.jsonl:2: {LINES[line]}" in text or (LINES[line] in text and "train.jsonl:2: " in text)
-    assert "1 row breaks" in text
+    assert "data, train: 1 row cannot be used." in text and "data.on_bad_row=skip" in text
 
 
 def test_mistakes_are_told_together(tmp_path: Path) -> None:
     lines = [{"lable": 1}] * 30 + [{f"key{k:02d}": 1} for k in range(12)] + [{"id": "a"}, {"id": "b"}, {"id": "a"}]
     text = refusal(write(tmp_path, *lines))
-    assert "43 rows break" in text
-    assert "train.jsonl:1 and 29 more lines: has an unknown key `lable`" in text
+    assert "data, train: 43 rows cannot be used." in text
+    assert "train.jsonl:1 and 29 more: has an unknown key `lable`" in text
     assert "`key08`" in text and "`key09`" not in text and "... and 4 more rows." in text
-    assert "train.jsonl:3: has the id `a`, which line 1 has already." in refusal(write(tmp_path, *lines[-3:]))
+    assert "train.jsonl:3: has the id `a`, which train.jsonl:1 has already." in refusal(write(tmp_path, *lines[-3:]))
 
 
 def test_fields_map_columns(tmp_path: Path) -> None:
@@ -151,9 +169,9 @@ def test_gsm8k_loads_with_two_fields() -> None:
     folder = SHARED / "data" / "gsm8k"
     if not folder.is_dir():
         pytest.skip("needs RUNNER_TEST_DATA")
-    splits = Jsonl(str(folder), None, {"id": None, "user": "question", "assistant": "answer"}, []).read(())
-    assert {split: len(rows) for split, rows in splits.items()} == {"train": 2000, "val": 200, "test": 200}
-    assert splits["train"][0].messages[1].content.endswith("#### 28")
+    splits = Jsonl(str(folder), None, {"id": None, "user": "question", "assistant": "answer"}, [], None).read(())
+    assert {split: len(list(rows)) for split, rows in splits.items()} == {"train": 2000, "val": 200, "test": 200}
+    assert next(iter(splits["train"])).messages[1].content.endswith("#### 28")
 
 
 FIELDS = {
@@ -177,7 +195,7 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     assert "did you mean train.jsonl?" in refusal(tmp_path / "trian.jsonl")
     assert "has no rows" in refusal(write(tmp_path, b"", name="empty.jsonl"))
     with pytest.raises(Mistake, match="data.val_path: there is no file"):
-        Jsonl(str(tmp_path), str(tmp_path / "none.jsonl"), {}, []).read(())
+        Jsonl(str(tmp_path), str(tmp_path / "none.jsonl"), {}, [], None).read(())
 
 
 @given(st.lists(st.sampled_from(["<image>", r"\<image>", "\\", "<", "image>", " a", "<ecg>"])))

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner import config
+from runner.data.bad_rows import BadRows
 from runner.data.csv_series import CsvSeries
 from runner.data.decode import decode
 from runner.data.jsonl import Jsonl
@@ -273,7 +274,7 @@ def test_rows_name_files_with_series(tmp_path: Path) -> None:
     lines = [json.dumps({"series": name}) for name in names] + [json.dumps({"series": [[1, None], [None, 4]]})]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     fields = {"id": None, "series": None}
-    rows = Jsonl(str(tmp_path / "rows.jsonl"), None, fields, []).read(["series"])["train"]
+    rows = Jsonl(str(tmp_path / "rows.jsonl"), None, fields, [], None).read(["series"])["train"]
     found = [decode("series", row.items["series"][0]) for row in rows]
     assert all(one.dtype == np.float32 for one in found)
     for one, expected in zip(
@@ -322,4 +323,5 @@ def test_files_without_a_series_are_told(tmp_path: Path) -> None:
 def test_rows_with_wrong_series_are_told(tmp_path: Path, line: str, said: str) -> None:
     (tmp_path / "rows.jsonl").write_text(line)
     with pytest.raises(Mistake, match=said):
-        Jsonl(str(tmp_path / "rows.jsonl"), None, {}, []).read(["series"])
+        rows = Jsonl(str(tmp_path / "rows.jsonl"), None, {}, [], None).read(["series"])["train"]
+        list(BadRows("train", "error", 0).sound(rows))

@@ -5,6 +5,7 @@ Each rule is a function of the config that yields sentences; it says nothing whe
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -218,7 +219,7 @@ def prepare_has_its_parts(tree: Tree) -> Iterator[str]:
 def files_exist(tree: Tree) -> Iterator[str]:
     for path in ("data.path", "data.val_path", "lora.init"):
         value = at(tree, path)
-        if isinstance(value, str) and "://" not in value and not os.path.exists(value):
+        if isinstance(value, str) and "://" not in value and not os.path.exists(value) and not matches(value):
             yield f"{path}: there is no {value}{beside(value)}. Give a file or folder that exists."
     weights = at(tree, "llm.path")
     if isinstance(weights, str) and looks_like_path(weights) and not os.path.exists(weights):
@@ -226,6 +227,11 @@ def files_exist(tree: Tree) -> Iterator[str]:
     resume = tree.get("resume")
     if isinstance(resume, str) and resume != "auto" and not os.path.exists(resume):
         yield f"resume: there is no {resume}{beside(resume)}. Give auto, a run's folder or a checkpoint."
+
+
+def matches(path: str) -> bool:
+    """Whether it is a pattern (`shards/*.jsonl`) that some file has."""
+    return glob.has_magic(path) and next(glob.iglob(path, recursive=True), None) is not None
 
 
 def looks_like_path(text: str) -> bool:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runner.config import Composed
+from runner.data.bad_rows import BadRows
 from runner.evaluate_run import likeliest, listed_numbers
 from runner.predictor import Predictor, answer_of, questions, row_of
-from runner.protocols import Mistake, Prediction, Row
+from runner.protocols import BadRow, Mistake, Prediction, Row
 from runner.run_folder import write_lines
-from runner.seats import ITEM_FIELDS, build_node
+from runner.seats import ITEM_FIELDS, build_node, whole
 from runner.trained import Trained, open_trained
 
 JSONL = "runner.data.jsonl.Jsonl"
@@ -75,26 +76,50 @@ def check_files(asked: Mapping[str, Any], fields: Mapping[str, Any]) -> Path:
 def read_questions(run: Trained, file: Path) -> tuple[list[dict[str, Any]], Sequence[Row]]:
     """The file's objects and their rows, read as strictly as those that are trained on and by the same columns."""
     node = run.composed.tree["data"]
-    records = [json.loads(line) for line in lines_of(file)] if node.get("_target_") == JSONL else []
-    seen = {key for record in records if isinstance(record, dict) for key in record}
+    seen = keys_of(file) if node.get("_target_") == JSONL else set()
     # Of the run's columns those that are there: an answer, which may be missing, is no mistake here.
     fields = {ours: theirs for ours, theirs in (node.get("fields") or {}).items() if theirs in seen}
     extra = list(node.get("extra") or ())
     source = build_node(
         run.composed,
         "input",
-        {"_target_": JSONL, "path": str(file), "val_path": None, "fields": fields, "extra": extra},
+        {
+            **{"_target_": JSONL, "path": str(file), "val_path": None},
+            **{"fields": fields, "extra": extra, "format": node.get("format")},
+        },
     )
-    rows: Sequence[Row] = source.read(sorted({*ITEM_FIELDS, *run.frame.modalities}))["train"]
+    rows = sound_rows(source.read(sorted({*ITEM_FIELDS, *run.frame.modalities}))["train"])
     records = [json.loads(line) for line in lines_of(file)]
     if any(ANSWER in record for record in records):
         raise Mistake(f"input: {file} has the key `{ANSWER}` already, which the output is to have. Rename it.")
     return records, rows
 
 
+def keys_of(file: Path) -> set[str]:
+    """Of all its objects; what is no object is told when the rows are read."""
+    keys: set[str] = set()
+    for line in lines_of(file):
+        try:
+            keys.update(json.loads(line))
+        except (ValueError, TypeError, RecursionError):
+            continue
+    return keys
+
+
+def sound_rows(rows: Iterable[Row | BadRow]) -> list[Row]:
+    """Each of them, or a `Mistake`: a question that is left out would have no answer in its place."""
+    bad = BadRows("input", "error", 0)
+    try:
+        return list(bad.sound(whole(rows)))
+    except Mistake as mistake:
+        if not bad.reasons:
+            raise
+        raise Mistake("\n".join([f"input: {bad.counted()} cannot be used.", *bad.lines()])) from mistake
+
+
 def lines_of(file: Path) -> list[str]:
     """As data/jsonl.py takes a file apart."""
-    return [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    return [line for line in file.read_text(encoding="utf-8-sig", errors="replace").split("\n") if line.strip()]
 
 
 def in_full(prediction: Prediction) -> str:

@@ -46,9 +46,9 @@ __all__ = [
 class RowSource(Protocol):
     """Where rows come from.
 
-    It may also have `fingerprint()`: JSON that is another whenever the rows would be (its files' names, sizes and times,
-    say). Then what is made of the rows is kept on disk and not made again, and an item must be something that JSON can
-    hold: a path, a text, channels of numbers.
+    It may also have `fingerprint()`: JSON that is another whenever the rows would be (its files' names, sizes and
+    times, say). Then what is made of the rows is kept on disk and not made again, and an item must be something that
+    JSON can hold: a path, a text, channels of numbers.
     """
 
     def read(self, modalities: Sequence[str]) -> Mapping[str, Iterable[Row | BadRow]]:

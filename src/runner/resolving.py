@@ -30,7 +30,17 @@ def resolve(config: DictConfig, lines: list[str]) -> dict[str, Any]:
 
 def expand_home(tree: dict[str, Any]) -> None:
     """`~` in every path that a config names, before anything reads it."""
-    for path in ("data.path", "data.val_path", "lora.init", "llm.path", "resume", "run", "input", "output"):
+    for path in (
+        "data.path",
+        "data.val_path",
+        "data.files",
+        "lora.init",
+        "llm.path",
+        "resume",
+        "run",
+        "input",
+        "output",
+    ):
         parent, _, key = path.rpartition(".")
         node = at(tree, parent) if parent else tree
         if isinstance(node, dict) and isinstance(node.get(key), str):

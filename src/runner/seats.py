@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from runner import config, settings
 from runner.config import Composed
+from runner.data.bad_rows import BadRows
 from runner.data.collate import Collate
+from runner.data.decode import check_item_file
 from runner.data.length import LengthReport
 from runner.models.initialization import seeded
 from runner.offers import check_offers, check_splits
 from runner.protocols import (
+    BadRow,
     Checkpointer,
     Encoder,
     Example,
@@ -165,13 +169,43 @@ def build_projectors(composed: Composed, widths: Mapping[str, int], width: int) 
 
 
 def read_splits(composed: Composed, modalities: Sequence[str]) -> dict[str, Sequence[Row]]:
-    """The rows of the config's source, by split."""
+    """The rows of the config's source, by split; what becomes of bad ones is said by data.on_bad_row."""
     source: RowSource = mixed_seat(composed, "data", settings.Data)
     check_offers(source, "data", RowSource)
+    given = config.section(composed.tree["data"], settings.Data)
     with named("data", composed.tree["data"]):
-        splits = source.read(sorted({*ITEM_FIELDS, *modalities}))
+        splits = {
+            split: list(BadRows(split, given.on_bad_row, given.max_bad_share).sound(whole(rows)))
+            for split, rows in source.read(sorted({*ITEM_FIELDS, *modalities})).items()
+        }
     check_splits(splits)
     return dict(splits)
+
+
+def whole(rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
+    """A row whose id another has already, or whose item's file cannot be decoded, is a bad one."""
+    places: dict[str, str] = {}
+    for row in rows:
+        if isinstance(row, Row):
+            reason = fault_of_items(row) or (
+                f"has the id `{row.id}`, which {places[row.id]} has already." if row.id in places else None
+            )
+            if reason:
+                yield BadRow(row.where, reason)
+                continue
+            places[row.id] = row.where
+        yield row
+
+
+def fault_of_items(row: Row) -> str | None:
+    for modality, items in row.items.items():
+        for item in items:
+            try:
+                if isinstance(item, Path):
+                    check_item_file(modality, item)
+            except Mistake as mistake:
+                return str(mistake)
+    return None
 
 
 def build_checkpointer(composed: Composed) -> Checkpointer:

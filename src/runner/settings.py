@@ -13,6 +13,8 @@ from annotated_types import Ge, Gt, Le, Lt
 
 Count = Annotated[int, Ge(1)]
 CountOrZero = Annotated[int, Ge(0)]
+Format = Literal["openai", "sharegpt", "alpaca", "prompt_completion", "question_answer"]
+"""How conversations are written in a source of rows: runner/data/formats.py."""
 
 
 @dataclass(frozen=True)

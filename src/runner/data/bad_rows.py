@@ -53,8 +53,8 @@ class BadRows:
             end = "Mend them, or leave such rows out (data.on_bad_row=skip)."
         elif share > self.max_share:
             head = (
-                f"data, {self.split}: {self.counted()} of {self.total:,} cannot be used, {share:.2%}, which is more than "
-                f"data.max_bad_share={self.max_share:g}."
+                f"data, {self.split}: {self.counted()} of {self.total:,} cannot be used, {share:.2%}, which is more "
+                f"than data.max_bad_share={self.max_share:g}."
             )
             end = "Mend them, or raise it."
         else:

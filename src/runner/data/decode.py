@@ -5,15 +5,16 @@ Shapes: C channels, T samples or numbers of a channel.
 
 from __future__ import annotations
 
+import stat
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from runner.data.series_files import read_series
-from runner.data.sound import read_sound
+from runner.data.sound import check_sound, read_sound
 from runner.protocols import Mistake
 
 MAX_PIXELS = 50_000_000
@@ -35,24 +36,58 @@ def decode(modality: str, value: Any) -> Any:
     return value
 
 
-def read_picture(file: Path) -> Image.Image:
+def check_item_file(modality: str, file: Path) -> None:
+    """Raises `Mistake` with the reason alone where an item's file is not whole. Pictures and series are decoded; of
+    sounds the header is read, and the samples where they may be no numbers."""
     try:
+        if not stat.S_ISREG(file.stat().st_mode):  # opening a pipe would wait for ever
+            raise Mistake(f"{file} is not a regular file.")
+        if modality == "audio":
+            check_sound(file)
+        else:
+            decode(modality, file)
+    except OSError as error:
+        raise Mistake(f"its `{modality}` cannot be read: {file}: {error.strerror or error}.") from error
+    except Mistake as mistake:
+        raise Mistake(f"its `{modality}` cannot be read: {mistake}") from mistake
+
+
+def read_picture(file: Path) -> Image.Image:
+    """Whatever its suffix says; of a JPEG with further pictures in it (MPO, of telephones) the first."""
+    known = ", ".join(FORMATS)
+    try:
+        if not file.stat().st_size:
+            raise Mistake(f"{file} is empty.")
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of broken EXIF and the like, which change no pixel
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as picture:
+                check_size(picture, str(file))
+                if picture.format != "MPO" and getattr(picture, "is_animated", False):
+                    raise Mistake(f"{file} holds several pictures (an animation or pages); save the one that is meant.")
                 return normalise(picture, str(file))
+    except Mistake:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise Mistake(f"{file} has more than {MAX_PIXELS:,} pixels; make it smaller.") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for a broken file
-        known = ", ".join(FORMATS)
+    except UnidentifiedImageError as error:
+        raise Mistake(f"{file} is not a whole picture of a known format ({known}).") from error
+    except Exception as error:  # Pillow's readers raise many kinds for a broken file
         raise Mistake(f"{file} is not a whole picture of a known format ({known}): {error}.") from error
+
+
+def check_size(picture: Image.Image, name: str) -> None:
+    """By the header, before anything is decompressed."""
+    width, height = picture.size
+    if not width * height:
+        raise Mistake(f"{name} is {width} x {height}: it has no pixel.")
+    if width * height > MAX_PIXELS:
+        raise Mistake(f"{name} is {width} x {height}, more than {MAX_PIXELS:,} pixels; make it smaller.")
 
 
 def normalise(picture: Image.Image, name: str) -> Image.Image:
     """Upright, loaded, and of mode L or RGB; an alpha channel is dropped, 16-bit grey is scaled to 8 bits."""
-    width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise Mistake(f"{name} is {width} x {height}, more than {MAX_PIXELS:,} pixels; make it smaller.")
+    check_size(picture, name)
     if picture.mode == "F":
         raise Mistake(f"{name} holds floating-point pixels, whose range is unknown; save it with 8 or 16 bits.")
     picture = ImageOps.exif_transpose(picture)

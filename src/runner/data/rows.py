@@ -54,7 +54,8 @@ def check_messages(value: Any) -> tuple[Message, ...]:
 
 
 def check_items(modality: str, value: Any, folder: Path) -> tuple[Any, ...]:
-    """The items of one modality field: resolved paths inside `folder`, channels of numbers, or strings for `text`."""
+    """The items of one modality field, several as {"items": [...]} or as a list of strings: resolved paths inside
+    `folder`, channels of numbers, or strings for `text`."""
     if isinstance(value, dict):
         for key in value:
             if key != "items":
@@ -64,10 +65,14 @@ def check_items(modality: str, value: Any, folder: Path) -> tuple[Any, ...]:
         if not isinstance(value.get("items"), list):
             raise Mistake(f'the "items" of `{modality}` are not a list.')
         return tuple(check_item(modality, item, folder) for item in value["items"])
+    if isinstance(value, list) and value and all(isinstance(item, str | Path) for item in value):
+        return tuple(check_item(modality, item, folder) for item in value)
     return () if value is None else (check_item(modality, value, folder),)
 
 
 def check_item(modality: str, item: Any, folder: Path) -> Any:
+    if isinstance(item, Path):  # a source's own file, which no record named
+        return item
     if isinstance(item, str):
         if modality == "series" and not item.lower().endswith(SERIES_FILES):
             raise Mistake(f"`series` names {item!r}; a file with a series is one of {', '.join(SERIES_FILES)}.")
@@ -84,7 +89,9 @@ def check_path(modality: str, item: str, folder: Path) -> Path:
     try:
         path = (folder / item).resolve(strict=True)
         regular = stat.S_ISREG(path.stat().st_mode)
-    except (OSError, ValueError, RuntimeError) as error:  # missing, unreadable, a NUL in it, a loop of links
+    except PermissionError as error:
+        raise Mistake(f"`{modality}` may not be read: {item!r} in {folder}.") from error
+    except (OSError, ValueError, RuntimeError) as error:  # missing, too long, a NUL in it, a loop of links
         raise Mistake(f"`{modality}` does not exist: {item!r}; paths are relative to {folder}.") from error
     if not path.is_relative_to(folder.resolve()):
         raise Mistake(

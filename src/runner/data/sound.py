@@ -7,6 +7,8 @@ Shapes: C channels, T samples of a channel.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +20,8 @@ MAX_SAMPLES = 100_000_000
 """Of all channels together: 400 MB as float32, 35 minutes of one channel at 48 kHz."""
 LOWEST_RATE, HIGHEST_RATE = 1_000, 384_000
 WHOLE, FLOATING, EXTENSIBLE = 1, 3, 0xFFFE
+LONGEST_LAYOUT = 64
+"""Bytes of a format that are looked at; the longest known has 40."""
 UNTIL_THE_END = (0, 0xFFFFFFFF)
 """The size that a program writes which does not know it yet: a pipe's."""
 CONVERT = "convert it (ffmpeg -i FILE -c:a pcm_s16le OUT.wav)"
@@ -25,14 +29,30 @@ CONVERT = "convert it (ffmpeg -i FILE -c:a pcm_s16le OUT.wav)"
 
 def read_sound(file: Path) -> tuple[np.ndarray, int]:
     """float32 [C, T], whole numbers scaled to -1..1 and floating ones as they are, and the rate in Hz."""
+    with opened(file) as (stream, size, layout):
+        return read_samples(stream, size, layout, file), layout[3]
+
+
+def check_sound(file: Path) -> None:
+    """Raises `Mistake` where `read_sound` would. Whole numbers are always finite, so they are not read."""
+    with opened(file) as (stream, size, layout):
+        if layout[0] == FLOATING:
+            read_samples(stream, size, layout, file)
+        else:
+            count_frames(stream, size, layout, file)
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[tuple[BinaryIO, int, tuple[int, int, int, int]]]:
+    """The file where its samples begin, the size that they should have, and their layout."""
     try:
         with file.open("rb") as stream:
-            return read_wave(stream, file)
+            yield stream, *find_samples(stream, file)
     except (OSError, struct.error) as error:
         raise Mistake(f"{file} is not a whole WAV file: {error}.") from error
 
 
-def read_wave(stream: BinaryIO, file: Path) -> tuple[np.ndarray, int]:
+def find_samples(stream: BinaryIO, file: Path) -> tuple[int, tuple[int, int, int, int]]:
     head = stream.read(12)
     if not head:
         raise Mistake(f"{file} is empty.")
@@ -42,11 +62,12 @@ def read_wave(stream: BinaryIO, file: Path) -> tuple[np.ndarray, int]:
     while len(chunk := stream.read(8)) == 8:
         name, size = struct.unpack("<4sI", chunk)
         if name == b"fmt ":
-            layout = read_layout(stream.read(size), file)
+            layout = read_layout(stream.read(min(size, LONGEST_LAYOUT)), file)
+            stream.seek(max(0, size - LONGEST_LAYOUT), 1)
         elif name == b"data":
             if layout is None:
                 raise Mistake(f"{file} is not a whole WAV file: its samples come before their format.")
-            return read_samples(stream, size, layout, file), layout[3]
+            return size, layout
         else:
             stream.seek(size, 1)
         stream.seek(size % 2, 1)  # chunks begin at even places
@@ -69,6 +90,17 @@ def read_layout(text: bytes, file: Path) -> tuple[int, int, int, int]:
 
 def read_samples(stream: BinaryIO, size: int, layout: tuple[int, int, int, int], file: Path) -> np.ndarray:
     kind, bits, channels, _ = layout
+    frames = count_frames(stream, size, layout, file)
+    data = stream.read(frames * channels * bits // 8)
+    samples = floats(data, bits) if kind == FLOATING else whole_numbers(data, bits)
+    if not np.isfinite(samples).all():
+        raise Mistake(f"{file} holds samples that are not finite numbers (NaN or infinite).")
+    return np.ascontiguousarray(samples.reshape(frames, channels).T)
+
+
+def count_frames(stream: BinaryIO, size: int, layout: tuple[int, int, int, int], file: Path) -> int:
+    """How many samples of each channel there are. Raises `Mistake` where it is none, too many or fewer than said."""
+    _, bits, channels, _ = layout
     left = file.stat().st_size - stream.tell()
     if size in UNTIL_THE_END:
         size = left
@@ -80,11 +112,7 @@ def read_samples(stream: BinaryIO, size: int, layout: tuple[int, int, int, int],
         raise Mistake(f"{file} holds no sample.")
     if frames * channels > MAX_SAMPLES:
         raise Mistake(f"{file} holds {frames * channels:,} samples, more than {MAX_SAMPLES:,}; cut it into pieces.")
-    data = stream.read(frames * frame)
-    samples = floats(data, bits) if kind == FLOATING else whole_numbers(data, bits)
-    if not np.isfinite(samples).all():
-        raise Mistake(f"{file} holds samples that are not finite numbers (NaN or infinite).")
-    return np.ascontiguousarray(samples.reshape(frames, channels).T)
+    return frames
 
 
 def floats(data: bytes, bits: int) -> np.ndarray:
