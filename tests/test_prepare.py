@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from doc_commands import Command, Walk, commands, hold, run, script_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -232,7 +233,7 @@ def test_percentiles_are_values_that_are_there() -> None:
 ASKED = dict(
     output="out", overwrite=False, items="copy", splits="drawn", val_share=0.2, test_share=0.2, split_seed=0,
     stratify_by=None, group_by=None, time_by=None, duplicates="drop", near_duplicates=0.8, compare="question",
-    shared_items="together", leaks="report", languages=False,
+    context=[], shared_items="together", leaks="report", languages=False,
 )  # fmt: skip
 
 
@@ -256,7 +257,7 @@ def test_no_split_shares_an_id_a_question_or_a_near_duplicate(
         })
         for k, (text, tail, answer, family) in enumerate(asked)
     ]  # fmt: skip
-    reader = Reader("question", None, None)
+    reader = Reader("question", (), None, None)
     contents = [reader.read(row) for row in rows]
     near = near_questions(contents, 0.8)
     wanted = Prepare(**ASKED | {"duplicates": duplicates, "group_by": group_by})  # type: ignore[arg-type]
@@ -553,6 +554,19 @@ def test_settings_that_cannot_be_together_are_told_at_once(cli: Cli, monkeypatch
         assert said in err
 
 
+def test_what_belongs_to_a_question_parts_rows_that_ask_in_the_same_words(base: Composed, tmp_path: Path) -> None:
+    rows = [row_of(f"r{k}", "Which of these is it?", str(k), options=[k // 2, 7]) for k in range(20)]
+    raw, data = write_rows(tmp_path / "raw.jsonl", rows), {"extra": ["options"]}
+    with pytest.raises(Mistake, match="20 rows in 1 groups"):
+        prepared(base, raw, data)
+    report = prepared(base, raw, data, context=["options"])
+    assert report["duplicates"]["same_question_other_answer"]["questions"] == 10
+    pairs = [[int(id[1:]) // 2 for id in ids] for ids in ids_of(tmp_path / "set").values()]
+    assert sorted(len(set(some)) for some in pairs) == [1, 1, 8]
+    with pytest.raises(Mistake, match="prepare.context=option: no row has it; did you mean options?"):
+        prepared(base, raw, data, context=["option"], overwrite=True)
+
+
 def test_windows_of_a_series_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "series.csv"
     file.write_text("date,a\n" + "".join(f"{k},{k % 7}\n" for k in range(60)))
@@ -582,3 +596,56 @@ def test_a_kill_leaves_the_earlier_dataset_and_nothing_that_looks_whole(tmp_path
     with pytest.raises(ZeroDivisionError), placed(tmp_path / "set") as folder:
         (folder / "train.jsonl").write_text(str(1 // 0))
     assert (tmp_path / "set/train.jsonl").read_text() == "whole"
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "prepare.md"
+COMMANDS = commands(PAGE)
+
+
+@pytest.fixture(scope="module")
+def walk(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    """The page's commands on the real sets, one after the other in one folder, each a process of its own."""
+    folder = tmp_path_factory.mktemp("prepare_page")
+    for name in ("gsm8k", "polymath_vi", "tsexam", "trimodal_animals"):
+        (folder / name).symlink_to(shared / "data" / name)
+    (folder / "stories260k").symlink_to(shared / "models/stories260k")
+    (folder / "make_collection.py").write_text(script_of(PAGE, "make_collection.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return Walk(folder, {command.text: run(command, {}) for command in COMMANDS})
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("command", COMMANDS, ids=[f"{k}" for k in range(len(COMMANDS))])
+def test_a_command_of_the_page_prints_what_stands_there(walk: Walk, command: Command) -> None:
+    hold(command, *walk.printed[command.text])
+
+
+@pytest.mark.zoo
+def test_the_real_sets_are_whole_and_no_question_is_in_two_splits(walk: Walk) -> None:
+    came = {line["id"] for line in lines_of(walk.folder / "gsm8k/train.jsonl")}
+    assert sorted(came) == sorted(id for ids in ids_of(walk.folder / "gsm8k_prepared").values() for id in ids)
+    for name in ("gsm8k_prepared", "maths_prepared"):
+        asked = {
+            split: [line["messages"][0]["content"] for line in lines_of(walk.folder / name / f"{split}.jsonl")]
+            for split in ("train", "val", "test")
+        }
+        for one, other in combinations(asked.values(), 2):
+            for text in one[:40]:
+                assert all(jaccard(shingles(folded(text)), shingles(folded(there))) < 0.8 for there in other)
+    report = json.loads((walk.folder / "maths_prepared/quality.json").read_text())
+    assert report["strata"]["rows"]["train"].keys() == {"5", "12"} and report["languages"]["train"] == {"vi": 88}
+
+
+@pytest.mark.zoo
+def test_the_digits_read_back_as_they_are(tmp_path: Path) -> None:
+    prepare(compose("prepare", ["data=digits", "prepare.output=set"]))
+    came = read_splits(compose("train", ["data=digits", "train.max_steps=1"]), ["image"])
+    back = read(tmp_path / "set")
+    assert {split: [row.id for row in rows] for split, rows in back.items()} == {
+        split: [row.id for row in rows] for split, rows in came.items()
+    }
+    for split, rows in back.items():
+        for one, other in zip(rows, came[split], strict=True):
+            assert (one.messages, one.label) == (other.messages, other.label)
+            assert decode("image", one.items["image"][0]) == decode("image", other.items["image"][0])

@@ -16,7 +16,7 @@ from runner.data.bad_rows import BadRows
 from runner.offers import check_offers, fault_of_row
 from runner.preparing.content import Content, Count, Reader, language_of
 from runner.preparing.duplicates import Drop, Near, near_questions, redundant
-from runner.preparing.fields import kinds_of, times_of
+from runner.preparing.fields import check_known, kinds_of, times_of
 from runner.preparing.leaks import Leak, Ties, find_leaks, ties_of, together
 from runner.preparing.quality import quality_of
 from runner.preparing.splitting import drawn_splits, groups_of, splits_by_time
@@ -25,7 +25,7 @@ from runner.preparing.writing import check_output, placed, write_json, write_jso
 from runner.protocols import IGNORED, BadRow, Mistake, Row, RowSource
 from runner.seats import ITEM_FIELDS, mixed_seat, named
 from runner.settings import Prepare
-from runner.terminal import print_table
+from runner.terminal import PLAIN_WIDTH, print_table
 
 ORDER = ("train", "val", "test")
 VERSIONS = ("multimodal-runner", "datasketch", "py3langid", "numpy", "pillow")
@@ -60,7 +60,7 @@ def read_contents(
 ) -> tuple[dict[str, list[Content]], list[BadRows]]:
     """By split, in the order train, val, test; and of each which rows could not be used."""
     count, modalities = counter(composed)
-    reader = Reader(given.compare, count, language_of if given.languages else None)
+    reader = Reader(given.compare, given.context, count, language_of if given.languages else None)
     shared = config.section(composed.tree["data"], settings.Data)
     contents: dict[str, list[Content]] = {}
     bad = []
@@ -121,6 +121,7 @@ def sorted_out(
     read: Mapping[str, Sequence[Content]], near: Near | None, given: Prepare
 ) -> tuple[dict[str, list[Content]], list[Drop], list[Leak]]:
     """The rows of each split of the dataset, those that are left out, and the leaks that are left."""
+    every = [one for some in read.values() for one in some]
     pooled, fixed = what_is_drawn(read, given)
     drops: list[Drop] = []
     if given.duplicates == "drop":
@@ -128,8 +129,10 @@ def sorted_out(
             drops += redundant(some, near, split)
     gone = {id(drop.content) for drop in drops}
     left = [one for one in pooled if id(one) not in gone]
+    for name in given.context:
+        check_known(every, name, "context")
     if given.group_by is not None:
-        kinds_of([one for some in read.values() for one in some], given.group_by, "group_by")
+        kinds_of(every, given.group_by, "group_by")
     ties = ties_of(near, given.shared_items == "together", given.group_by)
     splits = draw(left, ties, given, [split for split in fixed]) if pooled else {}
     splits |= {split: [one for one in some if id(one) not in gone] for split, some in fixed.items()}
@@ -234,6 +237,8 @@ def version(package: str) -> str | None:
 
 def show_report(report: Mapping[str, Any], output: Path) -> None:
     console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console = Console(soft_wrap=True, highlight=False, width=PLAIN_WIDTH)
     for table in tables_of(report):
         print_table(console, table.title, table.columns, table.rows, table.right)
     if report["leaks"]:

@@ -140,6 +140,8 @@ class Prepare:
     near_duplicates: Annotated[float, Ge(0.3), Le(1)] | None
     """The Jaccard similarity of two questions from which on they are near-duplicates; null: none are looked for."""
     compare: Literal["question", "all"]
+    context: list[str]
+    """Fields that belong to the question: rows that differ in one ask different things."""
     shared_items: Literal["together", "apart"]
     leaks: Literal["report", "error", "drop"]
     """What becomes of leaks between splits that were not drawn here."""

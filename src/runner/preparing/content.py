@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,8 +48,10 @@ class Content:
     """Without those for a text encoder, which are text."""
     question: str
     """What is compared, folded."""
+    context: str
+    """The same for rows with the same items and the same fields that belong to the question."""
     question_key: str
-    """The same for rows with the same question and the same items."""
+    """The same for rows with the same question in the same context."""
     answer_key: str
     """The same for rows with the same answers, folded, and the same label."""
     key: str
@@ -60,18 +62,20 @@ class Content:
     tokens: int | None
     supervised: int | None
 
-    @property
-    def items_key(self) -> tuple[tuple[str, str], ...]:
-        return tuple((item.modality, item.sha256) for item in self.items)
-
 
 class Reader:
-    """Rows to their content. `count` goes by the language model, `language` by a text; None: not asked for."""
+    """Rows to their content. `context` are fields that belong to the question; `count` goes by the language model,
+    `language` by a text, None: not asked for."""
 
     def __init__(
-        self, compare: Literal["question", "all"], count: Count | None, language: Callable[[str], str] | None
+        self,
+        compare: Literal["question", "all"],
+        context: Sequence[str],
+        count: Count | None,
+        language: Callable[[str], str] | None,
     ) -> None:
         self.compare = compare
+        self.context = context
         self.count = count
         self.language = language
         self.files: dict[tuple[str, Path], Item] = {}
@@ -88,7 +92,8 @@ class Reader:
         texts = texts_of(row)
         asked = texts if self.compare == "all" else questions_of(row)
         question = folded(" ".join(asked))
-        held = [(item.modality, item.sha256) for item in items]
+        held: list[Any] = [(item.modality, item.sha256) for item in items]
+        held += [(name, row.extra[name]) for name in self.context if row.extra.get(name) is not None]
         turns = [(message.role, spaced(message.content)) for message in row.messages]
         named = [question, held] if question or held else [row.id, row.where]
         tokens, supervised = self.count(row) if self.count else (None, None)
@@ -97,6 +102,7 @@ class Reader:
             row=row,
             items=items,
             question=question,
+            context=fingerprint.of_json(held),
             question_key=fingerprint.of_json(named),
             answer_key=fingerprint.of_json([[folded(answer) for answer in answers_of(row)], row.label]),
             key=fingerprint.of_json([turns, list(row.items.get("text", ())), held, row.label, [] if turns else named]),

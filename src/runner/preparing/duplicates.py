@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from runner.preparing.content import Content
 
 SHINGLE = 5
 """Characters: words are not parted by spaces in every script."""
+REMEMBERED = 4096
+"""Texts whose shingles are kept: those of all take a hundred times the memory of the texts."""
 PERMUTATIONS = 256
 FOUND = 0.999
 """The probability that a pair just at the threshold is a candidate; of more similar ones it is higher."""
@@ -23,11 +26,11 @@ Near = Mapping[str, Mapping[str, float]]
 
 
 def near_questions(contents: Sequence[Content], threshold: float) -> Near:
-    """Questions are compared where their items are the same ones."""
-    texts: dict[tuple[tuple[str, str], ...], dict[str, str]] = defaultdict(dict)
+    """Questions are compared where their contexts are the same: the pictures, say, that they ask about."""
+    texts: dict[str, dict[str, str]] = defaultdict(dict)
     for one in contents:
         if one.question:
-            texts[one.items_key][one.question_key] = one.question
+            texts[one.context][one.question_key] = one.question
     near: dict[str, dict[str, float]] = defaultdict(dict)
     for questions in texts.values():
         keys = sorted(questions)
@@ -45,12 +48,12 @@ def near_texts(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, in
     rows = rows_of_a_band(threshold)
     index = MinHashLSH(num_perm=PERMUTATIONS, params=(PERMUTATIONS // rows, rows))
     empty = MinHash(num_perm=PERMUTATIONS)
-    sets = [shingles(text) for text in texts]
-    for later, own in enumerate(sets):
-        signature = empty.copy()
+    shingles_of = lru_cache(maxsize=REMEMBERED)(shingles)
+    for later, text in enumerate(texts):
+        own, signature = shingles_of(text), empty.copy()
         signature.update_batch([shingle.encode("utf-8", "surrogatepass") for shingle in own])
         for earlier in sorted(index.query(signature)):
-            similarity = jaccard(own, sets[earlier])
+            similarity = jaccard(own, shingles_of(texts[earlier]))
             if similarity >= threshold:
                 yield later, earlier, similarity
         index.insert(later, signature)

@@ -12,22 +12,27 @@ from runner.protocols import Mistake
 from runner.spelling import did_you_mean
 
 
-def values_of(contents: Sequence[Content], name: str, key: str) -> list[Any]:
-    """The field `name` of each row. `key` is the setting that names it. Raises `Mistake` for a row that lacks it."""
-    values = [value_of(one, name) for one in contents]
-    lacking = [one.row for one, value in zip(contents, values, strict=True) if value is None]
-    if not lacking:
-        return values
-    if len(lacking) == len(values):
+def check_known(contents: Sequence[Content], name: str, key: str) -> None:
+    """Raises `Mistake` for a field `name` that no row has. `key` is the setting that names it."""
+    if all(value_of(one, name) is None for one in contents):
         known = ["label", *dict.fromkeys(field for one in contents for field in one.row.extra)]
         raise Mistake(
             f"prepare.{key}={name}: no row has it{did_you_mean(name, known)} Fields are label and what the source "
             f"keeps (data.extra=[{name}]); here: {', '.join(known)}."
         )
-    raise Mistake(
-        f"prepare.{key}={name}: {len(lacking):,} of {len(values):,} rows lack it, {lacking[0].where} "
-        f"(id {lacking[0].id}) for one. Give each row a value."
-    )
+
+
+def values_of(contents: Sequence[Content], name: str, key: str) -> list[Any]:
+    """The field of each row. Raises `Mistake` for one that lacks it."""
+    check_known(contents, name, key)
+    values = [value_of(one, name) for one in contents]
+    lacking = [one.row for one, value in zip(contents, values, strict=True) if value is None]
+    if lacking:
+        raise Mistake(
+            f"prepare.{key}={name}: {len(lacking):,} of {len(values):,} rows lack it, {lacking[0].where} "
+            f"(id {lacking[0].id}) for one. Give each row a value."
+        )
+    return values
 
 
 def value_of(one: Content, name: str) -> Any:

@@ -123,8 +123,9 @@ def labels_of(contents: Sequence[Content]) -> dict[str, Any]:
     labels = [one.row.label for one in contents if one.row.label is not None]
     if not labels:
         return {}
-    if any(isinstance(label, float) for label in labels):
-        return {"numbers": distribution([float(label) for label in labels if not isinstance(label, str)])}
+    numbers = [label for label in labels if not isinstance(label, str)]
+    if len(numbers) == len(labels) and any(isinstance(label, float) for label in numbers):
+        return {"numbers": distribution(numbers)}
     counts = Counter(map(str, labels))
     if len(counts) > CLASSES:
         return {"different": len(counts)}
@@ -159,9 +160,9 @@ def items_of(contents: Sequence[Content]) -> dict[str, Any]:
 
 
 def is_unanswered(one: Content) -> bool:
-    """It has a conversation, and no assistant's turn in it or a blank one."""
+    """An assistant's turn is blank, or there is neither one nor a label."""
     answers = answers_of(one.row)
-    return bool(one.row.messages) and (not answers or not all(answer.strip() for answer in answers))
+    return not all(answer.strip() for answer in answers) or (not answers and one.row.label is None)
 
 
 def named(contents: Iterable[Content]) -> dict[str, Any]:
