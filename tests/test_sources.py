@@ -7,8 +7,13 @@ import gzip
 import json
 import os
 import resource
+import socket
+import threading
+import time
 import wave
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +74,6 @@ def as_csv(folder: Path) -> Any:
             values = [record.get(name, "") for name in names]
             writer.writerow([json.dumps(value) if isinstance(value, list) else value for value in values])
     return Csv(str(folder / "rows.csv"), None, ",", {}, ["note"], None)
-
-
-def table(records: list[dict[str, Any]]) -> pyarrow.Table:
-    return pyarrow.Table.from_pylist([{**record, "label": str(record.get("label", ""))} for record in records])
 
 
 def columns_of(records: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -454,6 +455,53 @@ def test_what_qdrant_has_not_is_told(changed: dict[str, Any], said: str, points:
     with pytest.raises(Mistake) as told:
         list(qdrant(**{"path": str(points), "extra": ["grade", "type"], **changed}).read([])["train"])
     assert said in str(told.value)
+
+
+@contextmanager
+def server(status: int | None) -> Iterator[str]:
+    """The URL of one that answers everything so; of one that takes a connection and says nothing."""
+    if status is None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            yield f"http://127.0.0.1:{silent.getsockname()[1]}"
+        return
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as made:
+        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{made.server_port}"
+        made.shutdown()
+        thread.join()
+
+
+SERVERS = {
+    None: "no Qdrant server answers there within 1 s",
+    401: r"the server refuses the key. Set data.api_key='${oc.env:NAME}'.",
+    404: "the server says 404 Not Found.",
+}
+
+
+@pytest.mark.parametrize("status", SERVERS)
+def test_what_a_server_says_is_told_in_a_sentence(status: int | None) -> None:
+    began = time.monotonic()
+    with server(status) as url, pytest.raises(Mistake) as told:
+        qdrant(url=url).read([])
+    assert SERVERS[status] in str(told.value) and url in str(told.value)
+    assert time.monotonic() - began < 8
+
+
+def test_a_missing_library_is_named(points: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runner.data.qdrant.find_spec", lambda _: None)
+    with pytest.raises(Mistake, match=r"Install it by pip install 'multimodal-runner\[qdrant\]'"):
+        qdrant(path=str(points))
 
 
 def test_a_collection_that_is_open_elsewhere_is_told(points: Path) -> None:

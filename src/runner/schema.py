@@ -63,7 +63,8 @@ def section(node: Mapping[str, Any], kind: type[Settings]) -> Settings:
 
 def own_arguments(node: Mapping[str, Any], kind: type) -> dict[str, Any]:
     """What of a mixed node is not the shared settings': `_target_` and the part's own arguments."""
-    return {name: value for name, value in node.items() if name not in fields_of(kind)}
+    shared = fields_of(kind)
+    return {name: value for name, value in node.items() if name not in shared}
 
 
 def projectors_of(tree: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:

@@ -46,6 +46,8 @@ def check_item_file(modality: str, file: Path) -> None:
             check_sound(file)
         else:
             decode(modality, file)
+    except MemoryError as error:  # a header may say anything
+        raise Mistake(f"its `{modality}` cannot be read: {file} says it is larger than memory.") from error
     except OSError as error:
         raise Mistake(f"its `{modality}` cannot be read: {file}: {error.strerror or error}.") from error
     except Mistake as mistake:

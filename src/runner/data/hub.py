@@ -60,7 +60,7 @@ class Hub:
         self.path = path
         self.revision = revision
         self.config = config
-        self.names = {ours: splits[ours] for ours in SPLITS if splits.get(ours) is not None}
+        self.names = {ours: name for ours in SPLITS if (name := splits.get(ours)) is not None}
         self.streaming = streaming
         self.items_folder = None if items_folder is None else Path(items_folder).expanduser() / "items"
         self.fields = fields
@@ -162,7 +162,7 @@ class Hub:
             feature = features.get(name)
             if holds_items(feature):
                 value = self.items(value)
-            elif type(feature).__name__ == "ClassLabel" and value is not None:
+            elif feature is not None and type(feature).__name__ == "ClassLabel" and value is not None:
                 value = feature.names[value] if value >= 0 else None
             if value is not None:
                 record[name] = plain(name, value)

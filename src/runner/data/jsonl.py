@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from runner.data.columns import Columns, Record, Split, fingerprint_of_columns
@@ -36,10 +37,7 @@ class Jsonl:
     def read(self, modalities: Sequence[str]) -> dict[str, Split]:
         shards = find_shards(self.path, self.val_path, SUFFIXES)
         columns = Columns(self.fields, self.format, self.extra, modalities, splits=list(shards))
-        return {
-            split: Split(split, columns, lambda some=some: records_of(some), ", ".join(one.name for one in some[:3]))
-            for split, some in shards.items()
-        }
+        return {split: Split(split, columns, partial(records_of, some), some[0].name) for split, some in shards.items()}
 
     def fingerprint(self) -> dict[str, Any]:
         files = fingerprint_of(find_shards(self.path, self.val_path, SUFFIXES))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,7 +82,7 @@ class Qdrant:
             self.check_collection(client)
         columns = Columns(self.fields, self.format, self.extra, modalities, splits=list(self.filters))
         return {
-            split: Split(split, columns, lambda some=some: self.records(some), self.named(split, some))
+            split: Split(split, columns, partial(self.records, some), self.named(split, some))
             for split, some in self.filters.items()
         }
 

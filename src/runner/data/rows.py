@@ -75,7 +75,7 @@ def check_item(modality: str, item: Any, folder: Path) -> Any:
         return item
     if isinstance(item, str):
         if modality == "series" and not item.lower().endswith(SERIES_FILES):
-            raise Mistake(f"`series` names {item!r}; a file with a series is one of {', '.join(SERIES_FILES)}.")
+            raise Mistake(f"`series` names {item[:200]!r}; a file with a series is one of {', '.join(SERIES_FILES)}.")
         return item if modality == "text" else check_path(modality, item, folder)
     if isinstance(item, list) and modality not in ("image", "audio", "text"):
         return check_channels(modality, item)
@@ -90,15 +90,15 @@ def check_path(modality: str, item: str, folder: Path) -> Path:
         path = (folder / item).resolve(strict=True)
         regular = stat.S_ISREG(path.stat().st_mode)
     except PermissionError as error:
-        raise Mistake(f"`{modality}` may not be read: {item!r} in {folder}.") from error
+        raise Mistake(f"`{modality}` may not be read: {item[:200]!r} in {folder}.") from error
     except (OSError, ValueError, RuntimeError) as error:  # missing, too long, a NUL in it, a loop of links
-        raise Mistake(f"`{modality}` does not exist: {item!r}; paths are relative to {folder}.") from error
+        raise Mistake(f"`{modality}` does not exist: {item[:200]!r}; paths are relative to {folder}.") from error
     if not path.is_relative_to(folder.resolve()):
         raise Mistake(
-            f"`{modality}` lies outside {folder}: {item!r}; move the file, or the JSONL, so that it lies inside."
+            f"`{modality}` lies outside {folder}: {item[:200]!r}; move the file, or the JSONL, so that it lies inside."
         )
     if not regular:
-        raise Mistake(f"`{modality}` is not a regular file: {item!r}.")
+        raise Mistake(f"`{modality}` is not a regular file: {item[:200]!r}.")
     return path
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from runner.data.arrow import check_types, without_nulls
@@ -50,13 +51,8 @@ class Csv:
     def read(self, modalities: Sequence[str]) -> dict[str, Split]:
         shards = find_shards(self.path, self.val_path, CSV_SUFFIXES)
         columns = Columns(self.fields, self.format, self.extra, modalities, splits=list(shards))
-
-        def records(some: Sequence[Shard]) -> Iterator[Record | BadRow]:
-            for shard in some:
-                yield from csv_records(shard, columns, self.delimiter)
-
         return {
-            split: Split(split, columns, lambda some=some: records(some), some[0].name)
+            split: Split(split, columns, partial(csv_records, some, columns, self.delimiter), some[0].name)
             for split, some in shards.items()
         }
 
@@ -86,13 +82,8 @@ class Parquet:
     def read(self, modalities: Sequence[str]) -> dict[str, Split]:
         shards = find_shards(self.path, self.val_path, PARQUET_SUFFIXES)
         columns = Columns(self.fields, self.format, self.extra, modalities, splits=list(shards))
-
-        def records(some: Sequence[Shard]) -> Iterator[Record | BadRow]:
-            for shard in some:
-                yield from parquet_records(shard, columns)
-
         return {
-            split: Split(split, columns, lambda some=some: records(some), some[0].name)
+            split: Split(split, columns, partial(parquet_records, some, columns), some[0].name)
             for split, some in shards.items()
         }
 
@@ -121,7 +112,12 @@ class Lines:
                 yield line.decode("utf-8", errors="replace")
 
 
-def csv_records(shard: Shard, columns: Columns, delimiter: str) -> Iterator[Record | BadRow]:
+def csv_records(shards: Sequence[Shard], columns: Columns, delimiter: str) -> Iterator[Record | BadRow]:
+    for shard in shards:
+        yield from records_of_csv(shard, columns, delimiter)
+
+
+def records_of_csv(shard: Shard, columns: Columns, delimiter: str) -> Iterator[Record | BadRow]:
     names: list[str] | None = None
     for number, cells, fault in csv_cells(shard, delimiter):
         where = f"{shard.name}:{number}"
@@ -193,7 +189,12 @@ def value_of(name: str, cell: str, columns: Columns) -> Any:
     return cell
 
 
-def parquet_records(shard: Shard, columns: Columns) -> Iterator[Record | BadRow]:
+def parquet_records(shards: Sequence[Shard], columns: Columns) -> Iterator[Record | BadRow]:
+    for shard in shards:
+        yield from records_of_parquet(shard, columns)
+
+
+def records_of_parquet(shard: Shard, columns: Columns) -> Iterator[Record | BadRow]:
     import pyarrow
     from pyarrow import parquet
 
