@@ -65,7 +65,7 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def lines_of(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.open(encoding="utf-8")]
 
 
 def ids_of(folder: Path) -> dict[str, list[str]]:

@@ -35,8 +35,9 @@ def prepare(composed: Composed) -> dict[str, Any]:
     """Raises `Mistake` for whatever config, rows or the output have wrong; then nothing is written."""
     given = config.section(composed.tree["prepare"], Prepare)
     output = Path(given.output).expanduser()
-    path = composed.tree["data"].get("path")
-    check_output(output, given.overwrite, path if isinstance(path, str) else None)
+    check_output(
+        output, given.overwrite, {key: composed.tree["data"].get(key) for key in ("path", "val_path", "files")}
+    )
     source: RowSource = mixed_seat(composed, "data", settings.Data)
     check_offers(source, "data", RowSource)
     read, bad = read_contents(composed, source, given)

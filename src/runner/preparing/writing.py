@@ -32,12 +32,13 @@ INLINE = 1000
 """Numbers of a series up to which they stand in the row itself."""
 
 
-def check_output(output: Path, overwrite: bool, source: str | None) -> None:
-    """Raises `Mistake` where a dataset cannot go: before anything is read."""
+def check_output(output: Path, overwrite: bool, sources: Mapping[str, Any]) -> None:
+    """Raises `Mistake` where a dataset cannot go. `sources`: by key of `data`, what will be read."""
     if output.exists() and not output.is_dir():
         raise Mistake(f"prepare.output={output} is a file. Name a folder.")
-    if source is not None and Path(source).exists() and Path(source).resolve().is_relative_to(output.resolve()):
-        raise Mistake(f"prepare.output={output} holds data.path={source} itself. Name another folder.")
+    for key, source in sources.items():
+        if isinstance(source, str) and Path(source).resolve().is_relative_to(output.resolve()):
+            raise Mistake(f"prepare.output={output} holds data.{key}={source} itself. Name another folder.")
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not overwrite:
@@ -55,8 +56,9 @@ def placed(output: Path) -> Iterator[Path]:
 
     What was there is moved out of the way first, so there is never half of one and half of the other.
     """
-    beside = output.absolute().parent / f".{output.absolute().name}.partial-{os.getpid()}"
-    earlier = beside.with_name(f".{output.absolute().name}.earlier-{os.getpid()}")
+    place = output.resolve()  # of a link what it leads to
+    beside = place.with_name(f".{place.name}.partial-{os.getpid()}")
+    earlier = place.with_name(f".{place.name}.earlier-{os.getpid()}")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
@@ -65,10 +67,10 @@ def placed(output: Path) -> Iterator[Path]:
             for file in files:
                 sync(Path(folder, file))
             sync(Path(folder))
-        if output.exists():
-            output.rename(earlier)
-        beside.rename(output)
-        sync(beside.parent)
+        if place.exists():
+            place.rename(earlier)
+        beside.rename(place)
+        sync(place.parent)
         shutil.rmtree(earlier, ignore_errors=True)
     except OSError as error:
         why = f"{error.strerror}: {error.filename or output}"
@@ -77,8 +79,8 @@ def placed(output: Path) -> Iterator[Path]:
         raise Mistake(f"prepare.output={output} cannot be written ({why}). Name another folder.") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        if earlier.exists() and not output.exists():
-            earlier.rename(output)
+        if earlier.exists() and not place.exists():
+            earlier.rename(place)
 
 
 def write_split(folder: Path, split: str, contents: Sequence[Content], how: Literal["copy", "link"]) -> None:
