@@ -34,7 +34,7 @@ from runner.preparing.fields import moment_of
 from runner.preparing.quality import distribution
 from runner.preparing.splitting import asked_sizes, drawn_splits, groups_of, splits_by_time
 from runner.preparing.writing import placed
-from runner.protocols import Message, Mistake, Row
+from runner.protocols import Fault, Message, Mistake, Row
 from runner.seats import read_splits
 from runner.settings import Prepare
 
@@ -582,7 +582,9 @@ def killed_while_writing(output: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_kill_leaves_the_earlier_dataset_and_nothing_that_looks_whole(tmp_path: Path) -> None:
+def test_a_kill_leaves_the_earlier_dataset_and_nothing_that_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with placed(tmp_path / "set") as folder:
         (folder / "train.jsonl").write_text("whole")
     for output in (tmp_path / "set", tmp_path / "new"):
@@ -595,6 +597,16 @@ def test_a_kill_leaves_the_earlier_dataset_and_nothing_that_looks_whole(tmp_path
     assert all(path.name.startswith(".") for path in tmp_path.iterdir() if path.name != "set")
     with pytest.raises(ZeroDivisionError), placed(tmp_path / "set") as folder:
         (folder / "train.jsonl").write_text(str(1 // 0))
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if ".partial-" in path.name:
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(Fault, match="the disk is full"), placed(tmp_path / "set") as folder:
+        (folder / "train.jsonl").write_text("new")
     assert (tmp_path / "set/train.jsonl").read_text() == "whole"
 
 
