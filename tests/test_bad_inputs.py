@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import bad_inputs
+import numpy as np
 import pytest
 from bad_inputs import ALL, Input
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from runner.cli import main
 from runner.config import Composed, compose
-from runner.protocols import Mistake
+from runner.data.decode import check_item_file
+from runner.data.jsonl import Jsonl
+from runner.data.table import Csv
+from runner.protocols import BadRow, Mistake, Row
 from runner.show import show
 
 INPUTS = list(bad_inputs.inputs())
@@ -43,6 +50,63 @@ def shown(composed: Composed, one: Input, policy: str) -> list[str]:
     data["fields"] = {**composed.tree["data"]["fields"], **one.data.get("fields", {})}
     found: list[str] = show(replace(composed, tree={**composed.tree, "data": data}))["rows"]
     return found
+
+
+WHOLE = {
+    one.name: next((name, content) for name, content in one.files.items() if name != "train.jsonl")
+    for one in INPUTS
+    if one.said is None and one.name.startswith(("picture", "sound"))
+} | {
+    "series": ("b.npy", bad_inputs.array(np.arange(12.0).reshape(2, 6))),
+    **{f"TIFF {one}": ("b.tiff", bad_inputs.picture(format="TIFF", compression=one)) for one in ("tiff_lzw", "jpeg")},
+}
+MODALITIES = {".wav": "audio", ".npy": "series"}
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_damaged_item_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    name, content = WHOLE[data.draw(st.sampled_from(sorted(WHOLE)))]
+    assert isinstance(content, bytes)
+    start = data.draw(st.one_of(st.integers(0, min(120, len(content))), st.integers(0, len(content))))
+    gone = data.draw(st.integers(0, 4))
+    damaged = content[:start] + data.draw(st.binary(max_size=4)) + content[start + gone :]
+    file = tmp_path / name
+    file.write_bytes(damaged)
+    with contextlib.suppress(Mistake):
+        check_item_file(MODALITIES.get(file.suffix, "image"), file)
+
+
+WORDS = st.sampled_from(
+    [
+        b'{"',
+        b'"id"',
+        b'"messages"',
+        b":",
+        b",",
+        b"[",
+        b"]",
+        b"{",
+        b"}",
+        b'"',
+        b"1",
+        b"NaN",
+        b"\n",
+        b"\r",
+        b"\\ud8",
+        b"a",
+    ]
+)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(WORDS, st.binary(max_size=3)), max_size=20), st.sampled_from(["jsonl", "csv"]))
+def test_any_bytes_are_rows_or_bad_rows_or_refused(tmp_path: Path, words: list[bytes], option: str) -> None:
+    file = tmp_path / f"a.{option}"
+    file.write_bytes((b"id,messages\n" if option == "csv" else b"") + b"".join(words))
+    source: Any = Jsonl(str(file), None, {}, [], None) if option == "jsonl" else Csv(str(file), None, ",", {}, [], None)
+    with contextlib.suppress(Mistake):
+        assert all(isinstance(row, Row | BadRow) for row in source.read([])["train"])
 
 
 def test_the_corpus_is_large_and_its_inputs_have_names() -> None:

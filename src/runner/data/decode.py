@@ -52,6 +52,9 @@ def check_item_file(modality: str, file: Path) -> None:
         raise Mistake(f"its `{modality}` cannot be read: {file}: {error.strerror or error}.") from error
     except Mistake as mistake:
         raise Mistake(f"its `{modality}` cannot be read: {mistake}") from mistake
+    except Exception as error:  # a broken file shows itself in many ways
+        said = f"{type(error).__name__}: {error}"
+        raise Mistake(f"its `{modality}` cannot be read: {file} is not whole ({said[:200]}).") from error
 
 
 def read_picture(file: Path) -> Image.Image:

@@ -213,6 +213,6 @@ def records_of_parquet(shard: Shard, columns: Columns) -> Iterator[Record | BadR
                         yield BadRow(where, str(mistake))
                     else:
                         yield record
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         after = f" (after row {number:,})" if number else ""
         raise Mistake(f"{shard.name} is not a whole Parquet file{after}: {str(error).splitlines()[0]}") from error
