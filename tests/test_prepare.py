@@ -1,5 +1,4 @@
-"""`runner prepare`: each row goes to one split or is counted as left out, what is alike stays together, and what is
-written reads back as the rows that came."""
+"""`runner prepare`: each row goes to one split or is counted as left out, and what is written reads back as it came."""
 
 from __future__ import annotations
 
@@ -7,70 +6,26 @@ import json
 import multiprocessing
 import os
 import signal
-import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from hashlib import sha256
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from doc_commands import Command, Walk, commands, hold, run, script_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
+from prepare_rows import TEXTS, ids_of, lines_of, read, row_of, worded, write_rows
 
 from runner import fingerprint
 from runner.cli import main
 from runner.config import Composed, compose
 from runner.data.decode import decode
-from runner.prepare import prepare, sorted_out
-from runner.preparing.content import Reader, folded
-from runner.preparing.duplicates import jaccard, near_questions, near_texts, shingles
-from runner.preparing.fields import moment_of
-from runner.preparing.quality import distribution
-from runner.preparing.splitting import asked_sizes, drawn_splits, groups_of, splits_by_time
+from runner.prepare import prepare
 from runner.preparing.writing import placed
-from runner.protocols import Fault, Message, Mistake, Row
-from runner.seats import read_splits
-from runner.settings import Prepare
+from runner.protocols import Fault, Mistake
 
-TEXTS = [
-    "Mai có 12 quả táo và cho bạn 5 quả. Hỏi Mai còn lại bao nhiêu quả táo?",
-    "A train leaves at nine and arrives three hours later. When does it arrive?",
-    "小明有十二个苹果,给了朋友五个。他还剩几个苹果?请写出过程。",
-    "What is the area of a rectangle with sides of 7 cm and 9 cm?",
-]
 Cli = Callable[..., tuple[int, str, str]]
-QUICK = settings(max_examples=40, deadline=None)
-
-
-def worded(k: int) -> str:
-    """A question that is far from those of other numbers."""
-    return f"{TEXTS[k % 4]} {sha256(str(k).encode()).hexdigest()}"
-
-
-def row_of(id: str, question: str, answer: str = "7", **besides: Any) -> dict[str, Any]:
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"id": id, "messages": turns, **besides}
-
-
-def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
-def lines_of(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.open(encoding="utf-8")]
-
-
-def ids_of(folder: Path) -> dict[str, list[str]]:
-    files = [file for file in folder.glob("*.jsonl") if file.stem != "dropped"]
-    return {file.stem: [line["id"] for line in lines_of(file)] for file in files}
 
 
 @pytest.fixture
@@ -94,193 +49,6 @@ def prepared(base: Composed, path: Path, data: dict[str, Any], **asked: Any) -> 
     own = {"data": {"path": str(path), **data}, "prepare": asked}
     tree = base.tree | {name: base.tree[name] | values for name, values in own.items()}
     return prepare(replace(base, tree=tree))
-
-
-# Pure functions
-
-
-@st.composite
-def grouped(draw: st.DrawFn) -> tuple[list[str], list[list[int]]]:
-    sizes = draw(st.lists(st.integers(1, 6), min_size=3, max_size=25))
-    count = sum(sizes)
-    rows = draw(st.permutations(range(count)))
-    ends = np.cumsum([0, *sizes]).tolist()
-    return [f"row-{k}" for k in range(count)], [sorted(rows[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
-
-
-SHARES = st.tuples(st.floats(0.05, 0.4), st.floats(0.05, 0.4)).map(lambda two: {"test": two[0], "val": two[1]})
-
-
-@QUICK
-@given(grouped(), SHARES, st.integers(0, 5))
-def test_each_row_is_drawn_once_groups_stay_whole_and_sizes_are_within_one_group(
-    rows: tuple[list[str], list[list[int]]], shares: dict[str, float], seed: int
-) -> None:
-    ids, groups = rows
-    placed = drawn_splits(groups, ids, shares, seed, None)
-    assert sorted(row for some in placed.values() for row in some) == list(range(len(ids)))
-    where = {row: split for split, some in placed.items() for row in some}
-    assert all(len({where[row] for row in group}) == 1 for group in groups)
-    assert placed["train"]
-    largest = max(map(len, groups))
-    for split, size in asked_sizes(len(ids), shares).items():
-        assert abs(len(placed[split]) - size) <= largest
-
-
-@QUICK
-@given(grouped(), SHARES, st.randoms(use_true_random=False))
-def test_the_order_of_rows_changes_no_split(
-    rows: tuple[list[str], list[list[int]]], shares: dict[str, float], random: Any
-) -> None:
-    ids, groups = rows
-    order = random.sample(range(len(ids)), len(ids))
-    place = {row: position for position, row in enumerate(order)}
-    strata = [id[-1] for id in ids]
-    one = drawn_splits(groups, ids, shares, 3, strata)
-    moved = [[place[row] for row in group] for group in groups]
-    other = drawn_splits(moved, [ids[row] for row in order], shares, 3, [strata[row] for row in order])
-    assert {split: {ids[row] for row in some} for split, some in one.items()} == {
-        split: {ids[order[row]] for row in some} for split, some in other.items()
-    }
-
-
-@QUICK
-@given(st.lists(st.sampled_from("aaaaaabbbc"), min_size=30, max_size=200), SHARES)
-def test_strata_have_the_same_share_in_every_split(strata: list[str], shares: dict[str, float]) -> None:
-    ids = [f"row-{k}" for k in range(len(strata))]
-    placed = drawn_splits([[row] for row in range(len(ids))], ids, shares, 0, strata)
-    for split, size in asked_sizes(len(ids), shares).items():
-        assert len(placed[split]) == size
-        for kind, count in Counter(strata).items():
-            have = sum(strata[row] == kind for row in placed[split])
-            if count >= 20:  # a rare one must leave its last row to train
-                assert abs(have - size * count / len(ids)) < 2
-
-
-def test_another_seed_draws_other_rows() -> None:
-    ids = [f"row-{k}" for k in range(100)]
-    rows = [[k] for k in range(100)]
-    one, other = (drawn_splits(rows, ids, {"test": 0.2}, seed, None)["test"] for seed in (0, 1))
-    assert one != other and len(one) == len(other) == 20
-
-
-@QUICK
-@given(grouped(), SHARES, st.randoms(use_true_random=False))
-def test_no_row_of_an_earlier_split_is_newer_than_where_a_later_one_begins(
-    rows: tuple[list[str], list[list[int]]], shares: dict[str, float], random: Any
-) -> None:
-    ids, groups = rows
-    times = [random.randrange(50) for _ in ids]
-    placed = splits_by_time(groups, ids, times, shares)
-    assert sorted(row for some in placed.values() for row in some) == list(range(len(ids)))
-    newest = {row: max(times[other] for other in group) for group in groups for row in group}
-    for earlier, later in (("train", "val"), ("train", "test"), ("val", "test")):
-        assert not placed[earlier] or max(newest[row] for row in placed[earlier]) <= min(
-            (newest[row] for row in placed[later]), default=50
-        )
-    for split, size in asked_sizes(len(ids), shares).items():
-        if len(groups) > 2:
-            assert abs(len(placed[split]) - size) <= max(map(len, groups)) or split == "val"
-
-
-@QUICK
-@given(st.integers(1, 30), st.lists(st.lists(st.integers(0, 29), min_size=1, max_size=4), max_size=12))
-def test_groups_are_the_connected_components(count: int, together: list[list[int]]) -> None:
-    sets = [[row % count for row in some] for some in together]
-    found = {frozenset(group) for group in groups_of(count, sets)}
-    expected = [{row} for row in range(count)]
-    for some in sets:  # the plain way: merge whatever touches
-        touched = [group for group in expected if group & set(some)]
-        expected = [group for group in expected if group not in touched] + [set().union(*touched)]
-    assert found == {frozenset(group) for group in expected}
-
-
-@QUICK
-@given(st.lists(st.tuples(st.sampled_from(TEXTS), st.integers(0, 60), st.text("abc ", max_size=6)), max_size=12))
-def test_near_duplicates_are_those_of_comparing_all_pairs(edits: list[tuple[str, int, str]]) -> None:
-    texts = sorted({text[:at] + put + text[at:] for text, at, put in edits})
-    found = {(earlier, later): alike for later, earlier, alike in near_texts(texts, 0.7)}
-    for pair in combinations(range(len(texts)), 2):
-        alike = jaccard(shingles(texts[pair[0]]), shingles(texts[pair[1]]))
-        if alike >= 0.85:  # a pair this far above the threshold is missed once in 1e9 times
-            assert pair in found
-        if pair in found:
-            assert found[pair] == alike >= 0.7
-
-
-@QUICK
-@given(st.text("aZỞởßİ\u0301\u031b\u3000 \n가ﬁ"))
-def test_texts_are_compared_whatever_their_unicode_form_case_and_spaces(text: str) -> None:
-    assert folded(unicodedata.normalize("NFD", text)) == folded(text)
-    assert folded(f"  {text}\n") == folded(text)
-    assert folded(text.upper()) == folded(text.upper().casefold())
-
-
-def test_times_are_numbers_or_dates() -> None:
-    dates = ["2024-02-29", "2024-03-01T00:00:00", "2024-03-01T02:00:00+01:00", "2024-03-01T12:00:00Z"]
-    moments = [moment_of(date) for date in dates]
-    assert moments == sorted(moments) and None not in moments  # type: ignore[type-var]
-    assert moment_of(3) == 3.0 and moment_of("soon") is None and moment_of(True) is None
-
-
-def test_percentiles_are_values_that_are_there() -> None:
-    found = distribution([5, 1, 4, 2, 3])
-    assert found == {"min": 1, "p5": 1, "p50": 3, "p95": 5, "max": 5, "mean": 3.0, "total": 15}
-
-
-# Rows to splits
-
-ASKED = dict(
-    output="out", overwrite=False, items="copy", splits="drawn", val_share=0.2, test_share=0.2, split_seed=0,
-    stratify_by=None, group_by=None, time_by=None, duplicates="drop", near_duplicates=0.8, compare="question",
-    context=[], shared_items="together", leaks="report", languages=False,
-)  # fmt: skip
-
-
-@QUICK
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 11), st.sampled_from(["", "!", " ", "?!"]), st.sampled_from("xy"), st.integers(0, 9)),
-        min_size=12,
-        max_size=40,
-    ),
-    st.sampled_from(["drop", "keep"]),
-    st.sampled_from([None, "family"]),
-)
-def test_no_split_shares_an_id_a_question_or_a_near_duplicate(
-    asked: list[tuple[int, str, str, int]], duplicates: str, group_by: str | None
-) -> None:
-    words = [worded(k) for k in range(12)]
-    rows = [
-        Row(f"row-{k}", f"raw:{k}", (Message("user", words[text] + tail), Message("assistant", answer)), extra={
-            "family": family
-        })
-        for k, (text, tail, answer, family) in enumerate(asked)
-    ]  # fmt: skip
-    reader = Reader("question", (), None, None)
-    contents = [reader.read(row) for row in rows]
-    near = near_questions(contents, 0.8)
-    wanted = Prepare(**ASKED | {"duplicates": duplicates, "group_by": group_by})  # type: ignore[arg-type]
-    try:
-        splits, drops, leaks = sorted_out({"train": contents}, near, wanted)
-    except Mistake as mistake:
-        assert "groups that stay together" in str(mistake)  # too few to split
-        return
-    placed = [one.row.id for some in splits.values() for one in some]
-    assert sorted([*placed, *(drop.content.row.id for drop in drops)]) == sorted(row.id for row in rows)
-    assert not leaks and (duplicates == "drop" or not drops)
-    for one, other in combinations(splits, 2):
-        for first in splits[one]:
-            for second in splits[other]:
-                assert jaccard(shingles(first.question), shingles(second.question)) < 0.8
-                assert group_by is None or first.row.extra["family"] != second.row.extra["family"]
-    staying = {one.row.id: one for some in splits.values() for one in some}
-    for drop in drops:  # what stays says the same
-        assert jaccard(shingles(drop.content.question), shingles(staying[drop.same_as].question)) >= 0.8
-        assert drop.content.answer_key == staying[drop.same_as].answer_key
-
-
-# The verb
 
 
 def raw_rows(folder: Path) -> Path:
@@ -377,11 +145,6 @@ def test_a_dataset_is_written_and_reads_back_as_the_rows_that_came(cli: Cli, bas
     assert json.loads((folder / "manifest.json").read_text())["files"] == before
     assert any(os.path.samefile(raw.parent / "pictures/2.PNG", file) for file in (folder / "items").iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "set"]
-
-
-def read(path: Path, *overrides: str) -> dict[str, list[Row]]:
-    words = ["data=jsonl", f"data.path={path}", "model=chat", "train.max_steps=1", *overrides]
-    return {split: list(rows) for split, rows in read_splits(compose("train", words), []).items()}
 
 
 SOURCE = '''
@@ -608,56 +371,3 @@ def test_a_kill_leaves_the_earlier_dataset_and_nothing_that_looks_whole(
     with pytest.raises(Fault, match="the disk is full"), placed(tmp_path / "set") as folder:
         (folder / "train.jsonl").write_text("new")
     assert (tmp_path / "set/train.jsonl").read_text() == "whole"
-
-
-PAGE = Path(__file__).parents[1] / "docs" / "prepare.md"
-COMMANDS = commands(PAGE)
-
-
-@pytest.fixture(scope="module")
-def walk(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Walk:
-    """The page's commands on the real sets, one after the other in one folder, each a process of its own."""
-    folder = tmp_path_factory.mktemp("prepare_page")
-    for name in ("gsm8k", "polymath_vi", "tsexam", "trimodal_animals"):
-        (folder / name).symlink_to(shared / "data" / name)
-    (folder / "stories260k").symlink_to(shared / "models/stories260k")
-    (folder / "make_collection.py").write_text(script_of(PAGE, "make_collection.py"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        return Walk(folder, {command.text: run(command, {}) for command in COMMANDS})
-
-
-@pytest.mark.zoo
-@pytest.mark.parametrize("command", COMMANDS, ids=[f"{k}" for k in range(len(COMMANDS))])
-def test_a_command_of_the_page_prints_what_stands_there(walk: Walk, command: Command) -> None:
-    hold(command, *walk.printed[command.text])
-
-
-@pytest.mark.zoo
-def test_the_real_sets_are_whole_and_no_question_is_in_two_splits(walk: Walk) -> None:
-    came = {line["id"] for line in lines_of(walk.folder / "gsm8k/train.jsonl")}
-    assert sorted(came) == sorted(id for ids in ids_of(walk.folder / "gsm8k_prepared").values() for id in ids)
-    for name in ("gsm8k_prepared", "maths_prepared"):
-        asked = {
-            split: [line["messages"][0]["content"] for line in lines_of(walk.folder / name / f"{split}.jsonl")]
-            for split in ("train", "val", "test")
-        }
-        for one, other in combinations(asked.values(), 2):
-            for text in one[:40]:
-                assert all(jaccard(shingles(folded(text)), shingles(folded(there))) < 0.8 for there in other)
-    report = json.loads((walk.folder / "maths_prepared/quality.json").read_text())
-    assert report["strata"]["rows"]["train"].keys() == {"5", "12"} and report["languages"]["train"] == {"vi": 88}
-
-
-@pytest.mark.zoo
-def test_the_digits_read_back_as_they_are(tmp_path: Path) -> None:
-    prepare(compose("prepare", ["data=digits", "prepare.output=set"]))
-    came = read_splits(compose("train", ["data=digits", "train.max_steps=1"]), ["image"])
-    back = read(tmp_path / "set")
-    assert {split: [row.id for row in rows] for split, rows in back.items()} == {
-        split: [row.id for row in rows] for split, rows in came.items()
-    }
-    for split, rows in back.items():
-        for one, other in zip(rows, came[split], strict=True):
-            assert (one.messages, one.label) == (other.messages, other.label)
-            assert decode("image", one.items["image"][0]) == decode("image", other.items["image"][0])
