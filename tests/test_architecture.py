@@ -23,7 +23,7 @@ SOURCE = ROOT / "src"
 ROOMS = {
     "front": ("", "__main__", "cli", "completion", "launch", "verbs"),
     "verbs": (
-        "processes", "worker", "training", "show", "evaluate", "announce", "feed",
+        "processes", "worker", "training", "prepare", "show", "evaluate", "announce", "feed",
         "trained", "evaluate_run", "generate", "predictor",
     ),
     "run": ("session", "resume", "recording", "restoring"),
@@ -34,6 +34,7 @@ ROOMS = {
         "config", "menu", "complaints", "overrides", "quoting", "resolving", "sweep",
         "schema", "targets", "signatures", "annotations", "combinations", "saved_config",
     ),
+    "preparing": ("preparing.*",),
     "models": ("models.*",),
     "encoders": ("encoders.*",),
     "projectors": ("projectors.*",),
@@ -52,10 +53,11 @@ ROOMS = {
 
 MAY_IMPORT = {
     "front": {"composition", "machine", "ground"},  # verbs by name only, when one is called
-    "verbs": {"run", "build", "composition", "models", "data", "machine", "ground"},
+    "verbs": {"run", "build", "preparing", "composition", "models", "data", "machine", "ground"},
     "run": {"build", "composition", "checkpoint", "machine", "ground"},
     "build": {"composition", "models", "data", "trackers", "checkpoint", "ground"},
     "composition": {"ground"},
+    "preparing": {"data", "ground"},
     "models": {"ground"},
     "encoders": {"ground"},
     "projectors": {"ground"},
@@ -83,6 +85,8 @@ HOMES = {
     "peft": {"models", "encoders"},
     "tokenizers": {"models", "encoders"},
     "bitsandbytes": {"models.quantization"},
+    "datasketch": {"preparing.duplicates"},
+    "py3langid": {"preparing.content"},
     "datasets": {"data.hub"},
     "pyarrow": {"data"},
     "qdrant_client": {"data.qdrant"},

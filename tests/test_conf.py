@@ -36,6 +36,7 @@ NEEDS: dict[str, list[str]] = {
     "experiment/trimodal_instruct": ["data.path=rows.jsonl"],
     "experiment/vision_classify": ["data.path=weights"],
     "evaluate": ["run=run"],
+    "prepare": ["prepare.output=prepared"],
     "generate": ["run=run"],
 }
 """What an option asks for (`???`): values with which it is whole."""

@@ -37,6 +37,8 @@ def check_combinations(tree: Tree, choices: Mapping[str, str], objective_seats: 
     yield from seats_of_objective(tree, choices, objective_seats)
     yield from packing_has_a_sequence(tree, choices, objective_seats)
     yield from quantization_has_its_parts(tree)
+    yield from shares_leave_rows(tree)
+    yield from prepare_has_its_parts(tree)
     yield from files_exist(tree)
 
 
@@ -77,7 +79,7 @@ def steps_or_epochs(tree: Tree) -> Iterator[str]:
         return
     steps, epochs = at(tree, "train.max_steps"), at(tree, "train.epochs")
     if steps is None and epochs is None:
-        if "show" in tree:  # nothing trains
+        if "show" in tree or "prepare" in tree:  # nothing trains
             return
         yield "train.max_steps and train.epochs are both null. Set exactly one of them."
     elif count(tree, "train.max_steps") and count(tree, "train.epochs"):
@@ -223,6 +225,26 @@ def quantization_has_its_parts(tree: Tree) -> Iterator[str]:
             "quantization needs bitsandbytes, which is not installed. Install it by "
             "pip install 'multimodal-runner[quantization]', or set quantization=none."
         )
+
+
+def shares_leave_rows(tree: Tree) -> Iterator[str]:
+    val, test = at(tree, "prepare.val_share"), at(tree, "prepare.test_share")
+    if isinstance(val, int | float) and isinstance(test, int | float) and val + test >= 1:
+        yield f"prepare.val_share={val} and prepare.test_share={test} leave no row to train on. Lower one of them."
+    if at(tree, "prepare.time_by") is not None and at(tree, "prepare.stratify_by") is not None:
+        yield "prepare.time_by and prepare.stratify_by are both set: rows go by time or by class. Set one to null."
+
+
+def prepare_has_its_parts(tree: Tree) -> Iterator[str]:
+    for needed, package, without in (
+        (at(tree, "prepare.near_duplicates") is not None, "datasketch", "prepare.near_duplicates=null"),
+        (at(tree, "prepare.languages") is True, "py3langid", "prepare.languages=false"),
+    ):
+        if needed and find_spec(package) is None:
+            yield (
+                f"prepare needs {package}, which is not installed. Install it by pip install "
+                f"'multimodal-runner[prepare]', or set {without}."
+            )
 
 
 def files_exist(tree: Tree) -> Iterator[str]:

@@ -27,6 +27,8 @@ MIXED = {"data": settings.Data, "checkpoint": settings.Checkpoint, "cluster": se
 """Nodes that hold shared settings beside the arguments of the part that sits there."""
 NEEDED = ("model", "data", "checkpoint", "cluster", "optimizer", "schedule")
 """Seats that must be taken in a config that trains."""
+WITHOUT_MODEL = ("prepare",)
+"""Verbs whose config needs no model."""
 MAY_BE_EMPTY = ("cluster",)
 """Seats whose shared settings do alone: cluster=local needs no engine."""
 BY_NAME = ("encoder", "tracker")
@@ -89,6 +91,7 @@ class Check:
             name: kind for name, kind in PLAIN.items() if (name == verb if uses else name not in foreign_verbs)
         }
         self.seats = () if uses else tuple(ROOMS)
+        self.needed = [seat for seat in NEEDED if seat != "model" or verb not in WITHOUT_MODEL]
         self.unknown: list[str] = []
         self.lines: list[str] = []
         self._known: dict[str, None] = {}
@@ -98,7 +101,7 @@ class Check:
         for name in (*self.plain, *self.seats):
             self._known[name] = None
         self._settings("", {name: tree[name] for name in top if name in tree}, self.top)
-        for name in (*self.plain, *NEEDED) if "train" in tree else ():
+        for name in (*self.plain, *self.needed) if "train" in tree else ():
             if tree.get(name) is None:
                 self.lines.append(f"{name} is missing. Choose an option by {name}=OPTION.")
         for name, node in tree.items():

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 Count = Annotated[int, Ge(1)]
 CountOrZero = Annotated[int, Ge(0)]
@@ -130,6 +130,30 @@ class Show:
     part: Literal["rows", "parameters"]
     split: str
     rows: Count
+
+
+@dataclass(frozen=True)
+class Prepare:
+    output: str
+    overwrite: bool
+    items: Literal["copy", "link"]
+    splits: Literal["auto", "drawn"]
+    val_share: Annotated[float, Ge(0), Lt(1)]
+    test_share: Annotated[float, Ge(0), Lt(1)]
+    split_seed: CountOrZero
+    stratify_by: str | None
+    group_by: str | None
+    time_by: str | None
+    duplicates: Literal["drop", "keep"]
+    near_duplicates: Annotated[float, Ge(0.3), Le(1)] | None
+    """The Jaccard similarity of two questions from which on they are near-duplicates; null: none are looked for."""
+    compare: Literal["question", "all"]
+    context: list[str]
+    """Fields that belong to the question: rows that differ in one ask different things."""
+    shared_items: Literal["together", "apart"]
+    leaks: Literal["report", "error", "drop"]
+    """What becomes of leaks between splits that were not drawn here."""
+    languages: bool
 
 
 @dataclass(frozen=True)

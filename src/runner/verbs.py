@@ -4,6 +4,7 @@ from __future__ import annotations
 
 VERBS = {
     "train": "runner.processes:train",
+    "prepare": "runner.prepare:prepare",
     "show": "runner.show:show",
     "evaluate": "runner.evaluate_run:evaluate_run",
     "generate": "runner.generate:generate",

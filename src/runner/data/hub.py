@@ -60,7 +60,7 @@ class Hub:
         self.path = path
         self.revision = revision
         self.config = config
-        self.names = {ours: name for ours in SPLITS if (name := splits.get(ours)) is not None}
+        self.names = {ours: theirs for ours in SPLITS if (theirs := splits.get(ours)) is not None}
         self.streaming = streaming
         self.items_folder = None if items_folder is None else Path(items_folder).expanduser() / "items"
         self.fields = fields

@@ -1,0 +1,1 @@
+"""How `runner prepare` makes a dataset: what rows hold, which are the same, where each goes, what is written."""
