@@ -3,7 +3,7 @@ is refused by name. What encoders, projectors and fusions give is tried in `tria
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,10 +43,19 @@ def check_offers(part: Any, name: str, protocol: type) -> None:
         )
 
 
+def check_read(splits: Any) -> None:
+    """Raises `Mistake` for what a row source gives beside rows by split that can be gone through several times."""
+    if not isinstance(splits, Mapping) or not all(
+        isinstance(rows, Iterable) and not isinstance(rows, Iterator) for rows in splits.values()
+    ):
+        raise Mistake(
+            f"data: read gave {shown(splits)}; it must give a list of rows for each split by name, or what can be gone "
+            "through several times as a list can."
+        )
+
+
 def check_splits(splits: Any) -> None:
-    """Raises `Mistake` for what a row source gives beside rows of named splits, each with an id of its own."""
-    if not isinstance(splits, Mapping) or not all(isinstance(rows, Sequence) for rows in splits.values()):
-        raise Mistake(f"data: read gave {shown(splits)}; it must give a list of rows for each split by name.")
+    """Raises `Mistake` for what a row source gives beside rows, each with an id of its own in its split."""
     for split, rows in splits.items():
         seen: set[str] = set()
         for row in rows:

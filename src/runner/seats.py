@@ -15,7 +15,7 @@ from runner.data.collate import Collate
 from runner.data.decode import check_item_file
 from runner.data.length import LengthReport
 from runner.models.initialization import seeded
-from runner.offers import check_offers, check_splits
+from runner.offers import check_offers, check_read, check_splits
 from runner.protocols import (
     BadRow,
     Checkpointer,
@@ -174,9 +174,11 @@ def read_splits(composed: Composed, modalities: Sequence[str]) -> dict[str, Sequ
     check_offers(source, "data", RowSource)
     given = config.section(composed.tree["data"], settings.Data)
     with named("data", composed.tree["data"]):
+        read = source.read(sorted({*ITEM_FIELDS, *modalities}))
+        check_read(read)
         splits = {
             split: list(BadRows(split, given.on_bad_row, given.max_bad_share).sound(whole(rows)))
-            for split, rows in source.read(sorted({*ITEM_FIELDS, *modalities})).items()
+            for split, rows in read.items()
         }
     check_splits(splits)
     return dict(splits)
