@@ -42,14 +42,15 @@ def check_offers(part: Any, name: str, protocol: type) -> None:
         )
 
 
-def check_splits(splits: Any) -> None:
-    """Raises `Mistake` for what a row source gives beside rows of named splits."""
+def check_read(splits: Any) -> None:
+    """Raises `Mistake` for what a row source gives beside rows by split that can be gone through several times."""
     right = isinstance(splits, Mapping) and all(
         isinstance(rows, Iterable | Mixed) and not isinstance(rows, Iterator) for rows in splits.values()
     )
     if not right:
         raise Mistake(
-            f"data: read gave {shown(splits)}; it must give for each split by name rows that can be gone through again."
+            f"data: read gave {shown(splits)}; it must give a list of rows for each split by name, or what can be gone "
+            "through several times as a list can."
         )
     if "train" not in splits:
         raise Mistake("data: there is no row to train on. Give another data.path.")

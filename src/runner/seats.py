@@ -13,7 +13,7 @@ from runner.data.collate import Collate
 from runner.data.intake import Fitting, Split, take_in
 from runner.data.stream import open_stream
 from runner.models.initialization import seeded
-from runner.offers import check_offers, check_splits
+from runner.offers import check_offers, check_read
 from runner.protocols import (
     Checkpointer,
     Encoder,
@@ -180,7 +180,7 @@ def read_splits(
     check_offers(source, "data", RowSource)
     with named("data", composed.tree["data"]):
         splits = source.read(sorted({*ITEM_FIELDS, *frame.modalities}))
-        check_splits(splits)
+        check_read(splits)
         own = getattr(source, "fingerprint", lambda: None)()
         taken = {}
         for split in choose(list(splits)):
