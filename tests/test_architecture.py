@@ -24,11 +24,12 @@ ROOMS = {
     "front": ("", "__main__", "cli", "completion", "launch", "verbs"),
     "verbs": (
         "processes", "worker", "training", "show", "evaluate", "announce", "feed",
-        "trained", "evaluate_run", "generate", "predictor",
+        "trained", "evaluate_run", "generate", "predictor", "features",
     ),
     "run": ("session", "resume", "recording", "restoring"),
     "build": (
         "build", "answering", "labelling", "alignment", "seats", "inventory", "offers", "trial", "model_parts",
+        "feature_key", "feature_trial",
     ),
     "composition": (
         "config", "menu", "complaints", "overrides", "quoting", "resolving", "sweep",
@@ -44,7 +45,7 @@ ROOMS = {
     "checkpoint": ("checkpoint",),
     "optimizer": ("optimizer", "schedule"),
     "machine": ("run_folder", "folders", "terminal", "precision", "signals", "peers"),
-    "ground": ("protocols", "records", "settings", "chosen", "fingerprint", "pretrained", "resampler", "spelling"),
+    "ground": ("cache", "protocols", "records", "settings", "chosen", "fingerprint", "pretrained", "resampler", "spelling"),
 }  # fmt: skip
 """Room: its modules, below `runner`."""
 

@@ -34,6 +34,7 @@ def check_combinations(tree: Tree, choices: Mapping[str, str], objective_seats: 
     yield from precision_on_device(tree)
     yield from seats_of_objective(tree, choices, objective_seats)
     yield from quantization_has_its_parts(tree)
+    yield from features_have_a_folder(tree)
     yield from files_exist(tree)
 
 
@@ -191,6 +192,11 @@ def quantization_has_its_parts(tree: Tree) -> Iterator[str]:
             "quantization needs bitsandbytes, which is not installed. Install it by "
             "pip install 'multimodal-runner[quantization]', or set quantization=none."
         )
+
+
+def features_have_a_folder(tree: Tree) -> Iterator[str]:
+    if at(tree, "data.cache_features") is True and at(tree, "data.cache") is None:
+        yield "data.cache_features=true keeps features in data.cache, which is null. Name a folder there."
 
 
 def files_exist(tree: Tree) -> Iterator[str]:

@@ -58,8 +58,8 @@ def steps_of(session: Session) -> Generator[FedStep, None, None]:
             _, indices = rows_of_step(step, *layout, given.run.seed, given.data.order)
             try:
                 micro_batches = [next(batches) for _ in deal(indices, *share)]
-            except Mistake as mistake:  # one from a loader worker carries that worker's traceback before its sentence
-                raise Mistake(str(mistake).rpartition("runner.protocols.Mistake: ")[2].strip()) from mistake
+            except Mistake as mistake:
+                raise as_told(mistake) from mistake
             counts = counts_of(session, micro_batches)
             sums, stop = peers.sum_and_stop(list(counts.values()))
             rows = [examples[index] for index in indices]
@@ -67,6 +67,11 @@ def steps_of(session: Session) -> Generator[FedStep, None, None]:
     finally:
         # Workers ignore SIGTERM, which is how Python ends children at its exit: they are told to stop while that works.
         getattr(batches, "_shutdown_workers", lambda: None)()
+
+
+def as_told(mistake: Mistake) -> Mistake:
+    """One from a loader worker carries that worker's traceback before its sentence."""
+    return Mistake(str(mistake).rpartition("runner.protocols.Mistake: ")[2].strip())
 
 
 def counts_of(session: Session, micro_batches: Sequence[Batch]) -> dict[str, float]:

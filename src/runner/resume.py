@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 SILENT = (
     "resume", "force_resume", "name", "train.log_every", "train.log_level", "evaluation.samples", "data.workers",
-    "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_best", "tracker",
+    "data.cache", "checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_best", "tracker",
 )  # fmt: skip
 TOLD = (
     "train.max_steps", "train.epochs", "train.micro_batch_size", "train.clip_norm", "train.eval_every", "train.log_ids",
     "train.max_skipped_steps", "evaluation", "early_stopping", "checkpoint", "optimizer", "schedule", "precision",
-    "cluster", "lora.dropout", "model.max_new_tokens",
+    "cluster", "lora.dropout", "model.max_new_tokens", "data.cache_features",
 )  # fmt: skip
 NEVER = ("optimizer._target_", "model.aligner", "model.aligner_width")
 """Not by force either: an aligner's weights are in the checkpoint, so another one would not be read."""
