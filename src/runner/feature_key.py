@@ -49,12 +49,15 @@ def of_encoder(
 
 
 def of_weights(encoder: nn.Module) -> str:
-    """sha256 of all parameters and buffers, also of those that are in no file."""
-    known = hashlib.sha256()
-    for name, tensor in [*encoder.named_parameters(), *encoder.named_buffers()]:
-        known.update(f"{name}\0".encode())
-        update_by(known, tensor)
-    return known.hexdigest()
+    """sha256 of the parameters and buffers, also of those that are in no file, but not of those that are idle."""
+    idle = {
+        id(one)
+        for module in encoder.modules()
+        for name, one in getattr(module, "model", nn.Module()).named_parameters()
+        if name in getattr(module, "idle", ())
+    }
+    weights = dict([*encoder.named_parameters(), *encoder.named_buffers()])
+    return of_tensors({name: one for name, one in weights.items() if id(one) not in idle})
 
 
 def of_tensors(tensors: Mapping[str, Tensor]) -> str:
