@@ -45,7 +45,9 @@ ROOMS = {
     "checkpoint": ("checkpoint",),
     "optimizer": ("optimizer", "schedule"),
     "machine": ("run_folder", "folders", "terminal", "precision", "signals", "peers"),
-    "ground": ("cache", "protocols", "records", "settings", "chosen", "fingerprint", "pretrained", "resampler", "spelling"),
+    "ground": (
+        "cache", "protocols", "records", "settings", "chosen", "fingerprint", "pretrained", "resampler", "spelling",
+    ),
 }  # fmt: skip
 """Room: its modules, below `runner`."""
 

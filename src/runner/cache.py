@@ -86,6 +86,6 @@ def is_whole(entry: Path) -> bool:
 
 def unwritable(root: str | Path, error: OSError) -> Mistake:
     return Mistake(
-        f"data.cache={root}: {error.strerror or error}. Name a folder that can be written and has room, or keep nothing "
-        "(data.cache=null)."
+        f"data.cache={root}: {error.strerror or error}. Name a folder that can be written and has room, or keep "
+        "nothing (data.cache=null)."
     )

@@ -9,9 +9,9 @@ import pickle
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -31,7 +31,7 @@ RECEPTION = ("truncation", "padding")
 def of_encoder(
     encoder: nn.Module, node: Mapping[str, Any], precision: Mapping[str, Any], device: torch.device, batch_size: int
 ) -> dict[str, Any]:
-    """Weights, constructor arguments (`node` of the config), preprocess, code, versions, and what changes the last bits:
+    """Weights, constructor arguments (`node` of the config), preprocess, code, versions, and what changes last bits:
     precision, device, threads and how many items are encoded together."""
     modules = dict(encoder.named_modules())
     return {
@@ -77,7 +77,7 @@ def update_by(known: Any, tensor: Tensor) -> None:
 def of_module(module: nn.Module) -> tuple[str, dict[str, str]]:
     """Its class, and what stands in it beside tensors and parts: numbers, texts, and a family's config."""
     plain = {key: repr(value) for key, value in vars(module).items() if key != "training" and is_plain(value)}
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     if hasattr(config, "to_json_string"):
         plain["config"] = str(config.to_json_string(use_diff=False))
     return f"{type(module).__module__}.{type(module).__qualname__}", plain

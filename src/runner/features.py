@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from runner import cache
 from runner.config import Composed
 from runner.data.collate import Collate, stack
-from runner.data.kept_features import ItemTokens, KeptFeatures, NoContentError, content_of, key_of, write_shard
+from runner.data.kept_features import KeptFeatures, NoContentError, content_of, key_of, write_shard
 from runner.evaluate import evaluation_mode
 from runner.feature_key import of_encoder, of_tensors
 from runner.feature_trial import Trial, encoded_alone, tried, why_not
@@ -61,7 +61,7 @@ def collate_with_features(session: Session, composed: Composed, check_stop: Call
         with (
             evaluation_mode(objective),
             frozen_at(session.progress.step, parts.model_parts),
-            session.accelerator.autocast(),  # type: ignore[no-untyped-call]
+            session.accelerator.autocast(),
         ):
             made = Making(session, composed, modality, encoder, check_stop).features()
         if made is not None:
@@ -126,16 +126,20 @@ class Making:
         if not reason and not places:
             reason = "no row has an item for it"
         if reason:
-            return self.bypassed(reason)
+            self.bypass(reason)
+            return None
         first = [place for _, place in zip(range(self.batch_size), places.values(), strict=False)]
         trial = tried(partial(self.load, first), self.encode, self.batch_size, self.device)
         if trial.random is not None:
-            return self.bypassed(trial.random)
+            self.bypass(trial.random)
+            return None
         if trial.unlike is not None:
             session.terminal.say(f"{self.name}: {trial.unlike}")
         catalogue = self.catalogue(places)
         shards = list(self.shards(catalogue, trial))
-        missing = [shard for shard in shards if not cache.is_whole(self.place_of(shard))]
+        # The processes must agree on what is missing, and none may begin before all have looked.
+        absent = session.peers.gather([k for k, one in enumerate(shards) if not cache.is_whole(self.place_of(one))])[0]
+        missing = [shards[k] for k in absent]
         self.check_room(missing, trial)
         self.make(missing)
         folders = [self.keep(shard) for shard in shards]
@@ -148,7 +152,7 @@ class Making:
         )
         return KeptFeatures.of(self.modality, folders, {key: where[one] for key, one in catalogue.contents.items()})
 
-    def bypassed(self, reason: str) -> None:
+    def bypass(self, reason: str) -> None:
         self.session.terminal.say(f"{self.name} runs in every step, its features are not kept: {reason}.")
 
     def places(self) -> dict[bytes, Place]:
@@ -178,9 +182,8 @@ class Making:
         try:
             return content_of(self.modality, example.row.items[self.modality][place.item])
         except OSError as error:
-            raise Mistake(
-                f"{example.row.where} (id {example.id}): `{self.modality}` item {place.item + 1} cannot be read: {error}"
-            ) from error
+            where = f"{example.row.where} (id {example.id})"
+            raise Mistake(f"{where}: `{self.modality}` item {place.item + 1} cannot be read: {error}") from error
 
     def shards(self, catalogue: Catalogue, trial: Trial) -> Iterator[Shard]:
         """Rows that are added to a split change its last shard alone. An item of each is preprocessed every time: what
@@ -216,9 +219,9 @@ class Making:
         free = shutil.disk_usage(there).free
         if count * trial.item_bytes > free:
             raise Mistake(
-                f"data.cache={self.root} has {size(free)} free, and the features of {count:,} items of {self.name} need "
-                f"{size(count * trial.item_bytes)}. Name another folder, let the encoder give fewer tokens (pool=mean, "
-                "where it has that), or set data.cache_features=false."
+                f"data.cache={self.root} has {size(free)} free, and the features of {count:,} items of {self.name} "
+                f"need {size(count * trial.item_bytes)}. Name another folder, let the encoder give fewer tokens "
+                "(pool=mean, where it has that), or set data.cache_features=false."
             )
 
     def make(self, missing: Sequence[Shard]) -> None:

@@ -89,6 +89,8 @@ class ItemTokens:
     mask: Tensor
     """bool [T]"""
     grid: tuple[int, int] | None
+    by_channel: bool = False
+    """Whether they lie in memory channel after channel, as a convolution leaves them: sums over them go by that."""
 
 
 def write_shard(folder: Path, items: Sequence[ItemTokens]) -> None:
@@ -97,6 +99,7 @@ def write_shard(folder: Path, items: Sequence[ItemTokens]) -> None:
         "features": torch.cat([one.features for one in items]),  # [S, E]
         "mask": torch.cat([one.mask for one in items]),  # [S]
         "starts": torch.from_numpy(starts),  # [K + 1]
+        "by_channel": torch.tensor([one.by_channel for one in items]),  # [K]
         "grids": torch.tensor([one.grid or (0, 0) for one in items]),  # [K, 2]
     }
     save_file(tensors, folder / FILE)
@@ -109,12 +112,14 @@ class Shard:
         with safe_open(folder / FILE, framework="pt") as file:
             self.starts: list[int] = file.get_tensor("starts").tolist()
             self.grids: list[list[int]] = file.get_tensor("grids").tolist()
+            self.by_channel: list[bool] = file.get_tensor("by_channel").tolist()
             self.features, self.mask = file.get_slice("features"), file.get_slice("mask")
 
     def item(self, number: int) -> ItemTokens:
         own = slice(self.starts[number], self.starts[number + 1])
         rows, columns = self.grids[number]
-        return ItemTokens(self.features[own], self.mask[own], (rows, columns) if rows else None)
+        grid = (rows, columns) if rows else None
+        return ItemTokens(self.features[own], self.mask[own], grid, self.by_channel[number])
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,10 @@ class KeptFeatures:
         sizes = [len(one.mask) for one in kept]
         grids = {one.grid for one in kept}
         grid = kept[0].grid if len(grids) == 1 and len(set(sizes)) == 1 else None
-        features = kept[0].features.new_zeros(len(kept), max(sizes), kept[0].features.shape[1])
+        count, longest, width = len(kept), max(sizes), kept[0].features.shape[1]
+        turned = kept[0].by_channel
+        features = kept[0].features.new_zeros((count, width, longest) if turned else (count, longest, width))
+        features = features.transpose(1, 2) if turned else features
         mask = torch.zeros(features.shape[:2], dtype=torch.bool)
         for k, (one, size) in enumerate(zip(kept, sizes, strict=True)):
             features[k, :size], mask[k, :size] = one.features, one.mask
