@@ -35,6 +35,7 @@ from runner.encoders.hf_vision import HfVision
 from runner.feature_key import described, of_encoder
 from runner.feature_trial import encoded_alone, tried, why_not
 from runner.protocols import Mistake, Tokens
+from runner.run_folder import read_status
 
 __all__ = ["zoo_rows"]
 COMMON = [
@@ -368,7 +369,9 @@ def stopped_while_writing(rank: int) -> None:
 def test_a_signal_while_they_are_computed_stops_the_run(rows: Path, folders: dict[str, Path], tmp_path: Path) -> None:
     words = [*COMMON, "model=classify", *seats(folders, "image"), f"data.path={rows}"]
     keeping = [*words, "data.cache_features=true", f"data.cache={tmp_path / 'store'}"]
-    assert ranks.train(tmp_path / "run", keeping, sabotage=stopped_while_writing) == [128 + signal.SIGTERM]
+    assert ranks.train(tmp_path / "run", keeping, sabotage=stopped_while_writing) == [0]
+    status = read_status(tmp_path / "run")
+    assert (status["state"], status["step"], status["exit_code"]) == ("stopped", 0, 128 + signal.SIGTERM)
     assert len(entries(tmp_path / "store")) == 1
     assert ranks.train(tmp_path / "run", [*keeping, "resume=auto"]) == [0]
     assert ranks.train(tmp_path / "without", words) == [0]
