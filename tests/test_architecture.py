@@ -24,11 +24,12 @@ ROOMS = {
     "front": ("", "__main__", "cli", "completion", "launch", "verbs"),
     "verbs": (
         "processes", "worker", "training", "prepare", "show", "evaluate", "announce", "feed",
-        "trained", "evaluate_run", "generate", "predictor",
+        "trained", "evaluate_run", "generate", "predictor", "features",
     ),
     "run": ("session", "resume", "recording", "restoring"),
     "build": (
         "build", "answering", "labelling", "alignment", "seats", "inventory", "offers", "trial", "model_parts",
+        "feature_key", "feature_trial",
     ),
     "composition": (
         "config", "menu", "complaints", "overrides", "quoting", "resolving", "sweep",

@@ -26,8 +26,8 @@ def keep(root: str | Path, kind: str, made_of: Mapping[str, Any], make: Callable
 
     Raises `Mistake` where `root` cannot be written, and whatever `make` raises.
     """
-    place = Path(root).expanduser() / kind
-    entry = place / fingerprint.of_json(made_of)[:32]
+    entry = place_of(root, kind, made_of)
+    place = entry.parent
     if is_whole(entry):
         return entry
     try:
@@ -55,6 +55,11 @@ def keep(root: str | Path, kind: str, made_of: Mapping[str, Any], make: Callable
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return entry
+
+
+def place_of(root: str | Path, kind: str, made_of: Mapping[str, Any]) -> Path:
+    """Where the folder is, or will be; `is_whole` says which."""
+    return Path(root).expanduser() / kind / fingerprint.of_json(made_of)[:32]
 
 
 def seal(folder: Path, made_of: Mapping[str, Any]) -> None:

@@ -39,6 +39,7 @@ def check_combinations(tree: Tree, choices: Mapping[str, str], objective_seats: 
     yield from quantization_has_its_parts(tree)
     yield from shares_leave_rows(tree)
     yield from prepare_has_its_parts(tree)
+    yield from features_have_a_folder(tree)
     yield from files_exist(tree)
 
 
@@ -118,6 +119,8 @@ def streams(tree: Tree) -> Iterator[str]:
         yield "data.streaming=true: rows that are not known cannot be grouped by length. Set data.order=shuffled."
     if (count(tree, "data.workers") or 0) > 1:
         yield f"data.workers={at(tree, 'data.workers')}: a stream is read by one worker at most. Set 1 or 0."
+    if at(tree, "data.cache_features") is True:
+        yield "data.streaming=true: items that are not known have no features yet. Set data.cache_features=false."
     if tree.get("llm") is None:
         yield "data.streaming=true: an objective without a language model goes by all its rows. Set it to false."
 
@@ -245,6 +248,11 @@ def prepare_has_its_parts(tree: Tree) -> Iterator[str]:
                 f"prepare needs {package}, which is not installed. Install it by pip install "
                 f"'multimodal-runner[prepare]', or set {without}."
             )
+
+
+def features_have_a_folder(tree: Tree) -> Iterator[str]:
+    if at(tree, "data.cache_features") is True and at(tree, "data.cache") is None:
+        yield "data.cache_features=true keeps features in data.cache, which is null. Name a folder there."
 
 
 def files_exist(tree: Tree) -> Iterator[str]:

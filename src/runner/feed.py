@@ -69,7 +69,8 @@ def planned(session: Session) -> Generator[Loaded, None, None]:
     examples = parts.splits["train"].examples
     span = (session.progress.step, session.total_steps)
     sampler = MicroBatchSampler(*span, parts.order, parts.dealer, rank)
-    with closing(loaded_by(session, ExampleSet(examples), batch_sampler=sampler, collate_fn=parts.collate)) as batches:
+    how = {"batch_sampler": sampler, "collate_fn": parts.collate}
+    with closing(loaded_by(session, ExampleSet(examples), parts.settings.data.workers, **how)) as batches:
         for step in range(*span):
             rows = parts.order.of_step(step)[1].tolist()
             dealt = parts.dealer.deal(rows)
@@ -88,21 +89,21 @@ def streamed(session: Session, stream: Stream) -> Generator[Loaded, None, None]:
     cursor = Cursor(*session.progress.cursor) if session.progress.cursor else START
     size, rank = parts.settings.train.batch_size, session.peers.rank
     steps = StreamedSteps(stream, cursor, size, parts.dealer, rank, parts.collate)
-    with closing(loaded_by(session, steps, batch_size=None)) as loaded:
+    with closing(loaded_by(session, steps, parts.settings.data.workers, batch_size=None)) as loaded:
         for one in loaded:
             ids = list(one.ids)
             yield Loaded(one.micro_batches, ids.copy, len(ids), one.tokens, one.padded, one.cursor)
 
 
-def loaded_by(session: Session, data: Any, **how: Any) -> Generator[Any, None, None]:
+def loaded_by(session: Session, data: Any, workers: int, **how: Any) -> Generator[Any, None, None]:
     """What a loader gives, here or in worker processes. Raises `Fault` with the row of a worker that died or hangs."""
     given = session.parts.settings.data
-    watch = Watch(given.workers)
+    watch = Watch(workers)
     batches = iter(
         DataLoader(
             data,
-            num_workers=given.workers,
-            timeout=(given.worker_timeout or 0) if given.workers else 0,
+            num_workers=workers,
+            timeout=(given.worker_timeout or 0) if workers else 0,
             worker_init_fn=partial(start_worker, session.run.lock, os.getpid(), watch),
             generator=torch.Generator(),  # of its own, or making the iterator would draw from the global one
             pin_memory=session.accelerator.device.type == "cuda",
@@ -122,14 +123,19 @@ def told(batches: Iterator[Any], watch: Watch) -> Iterator[Any]:
             batch = next(batches)
         except StopIteration:
             return
-        except Mistake as mistake:  # one from a loader worker carries that worker's traceback before its sentence
-            raise Mistake(str(mistake).rpartition("runner.protocols.Mistake: ")[2].strip()) from mistake
+        except Mistake as mistake:
+            raise as_told(mistake) from mistake
         except RuntimeError as error:
             reason = watch.explain(error)
             if reason is None:
                 raise
             raise Fault(reason) from error
         yield batch
+
+
+def as_told(mistake: Mistake) -> Mistake:
+    """One from a loader worker carries that worker's traceback before its sentence."""
+    return Mistake(str(mistake).rpartition("runner.protocols.Mistake: ")[2].strip())
 
 
 def counts_of(session: Session, micro_batches: Sequence[Batch]) -> dict[str, float]:

@@ -13,7 +13,8 @@ from rich.console import Console
 from runner import answering, config, settings
 from runner.config import Composed
 from runner.data.bad_rows import BadRows
-from runner.offers import check_offers, fault_of_row
+from runner.data.intake import fault_of_row
+from runner.offers import check_offers
 from runner.preparing.content import Content, Count, Reader, language_of
 from runner.preparing.duplicates import Drop, Near, near_questions, redundant
 from runner.preparing.fields import check_known, kinds_of, times_of
@@ -85,7 +86,7 @@ def counter(composed: Composed) -> tuple[Count | None, Sequence[str]]:
     frame = answering.bare_frame(composed)
 
     def count(row: Row) -> tuple[int, int]:
-        (example,) = frame.render([row])
+        example = frame.example(row)
         return len(example.input_ids), int((example.labels != IGNORED).sum())
 
     return count, frame.modalities

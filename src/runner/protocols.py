@@ -62,7 +62,9 @@ class RowSource(Protocol):
 
 
 Preprocess = Callable[[Any], "dict[str, Tensor]"]
-"""One decoded item to tensors. It runs in loader workers, so it is small and picklable and holds no weights."""
+"""One decoded item to tensors. It runs in loader workers, so it is small and picklable and holds no weights.
+
+One that is random has `is_random`, True: features of its items are not kept (data.cache_features)."""
 
 
 @runtime_checkable

@@ -95,6 +95,8 @@ class Stream:
     [N], the sizes of its first ragged dimension; a batch that needs no padding has no such tensor."""
     places: list[tuple[int, int, int]]
     """For each of the N: row in the batch, text token it comes before, rank among its row's items of all modalities."""
+    kept: Tokens | None = None
+    """What the encoder gave for them before training (data.cache_features), on the CPU; then `inputs` is empty."""
 
     def pin_memory(self) -> Stream:
         return replace(self, inputs={name: tensor.pin_memory() for name, tensor in self.inputs.items()})

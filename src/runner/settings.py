@@ -89,6 +89,8 @@ class Data:
     """Seconds after which a loader process that gives nothing is told with its row, and the run ends; null: never."""
     cache: str | None
     """Folder for what is made of rows once; null: nothing is kept."""
+    cache_features: bool
+    """Keep there what encoders that never train give for each item, instead of running them in every step."""
 
 
 @dataclass(frozen=True)

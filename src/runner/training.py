@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -24,6 +24,7 @@ from runner.announce import announce, conclude
 from runner.build import build, read_settings
 from runner.config import Composed
 from runner.evaluate import evaluate
+from runner.features import collate_with_features
 from runner.feed import steps_of
 from runner.inventory import components_of
 from runner.model_parts import frozen_at
@@ -104,6 +105,9 @@ def train(composed: Composed, folder: Path) -> dict[str, Any]:
         )
         ended: Literal["finished", "failed", "stopped"] = "failed"
         try:
+            if given.data.cache_features:
+                collate = collate_with_features(session, composed, lambda: check_stop(session))
+                session.parts = replace(parts, collate=collate)
             loop(session)
             summary = close(session)
             ended = "finished"
@@ -227,6 +231,13 @@ def pause(session: Session) -> bool:
     return evaluates and patience_is_spent(session)
 
 
+def check_stop(session: Session) -> None:
+    """Between two steps: save and end where a signal asked any of the processes for it."""
+    number = session.peers.stop()
+    if number:
+        stop_here(session, number)
+
+
 def stop_here(session: Session, number: int) -> NoReturn:
     """Save, and end the run as a signal asked for."""
     log_train(session, session.recorder.flush())
@@ -256,12 +267,6 @@ def hold_out(session: Session) -> None:
         progress.owes_evaluation = False
         return
     progress.owes_evaluation = True
-
-    def check_stop() -> None:
-        number = session.peers.stop()
-        if number:
-            stop_here(session, number)
-
     session.share_buffers()
     try:
         metrics, session.predictions = evaluate(
@@ -272,7 +277,7 @@ def hold_out(session: Session) -> None:
             given.evaluation.batch_size or given.micro_batch_size,
             session.accelerator,
             session.peers,
-            check_stop,
+            lambda: check_stop(session),
         )
     except Stopped:
         raise

@@ -6,13 +6,14 @@ Shapes: B rows, L text tokens, N items of one modality.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from runner.data.decode import decode
+from runner.data.kept_features import KeptFeatures
 from runner.data.loading import note
 from runner.protocols import IGNORED, Batch, Example, Mistake, Preprocess, Stream
 
@@ -24,6 +25,8 @@ class Collate:
     preprocess: Mapping[str, Preprocess]
     pad_id: int
     packing: bool = False
+    kept: Mapping[str, KeptFeatures] = field(default_factory=dict)
+    """By modality whose encoder need not run any more: what it gave for every item."""
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         lengths = [len(example.input_ids) for example in examples]
@@ -46,13 +49,16 @@ class Collate:
         )
 
     def stream(self, modality: str, examples: Sequence[Example]) -> Stream:
-        inputs, places = [], []
+        seen, places = [], []
         for row, example in enumerate(examples):
             for rank, (name, item, place) in enumerate(example.places):
                 if name == modality:
-                    inputs.append(self.item(modality, example, item))
+                    seen.append((example, item))
                     places.append((row, place, rank))
-        return Stream(stack(modality, inputs), places)
+        if modality in self.kept and seen:
+            items = [example.row.items[modality][item] for example, item in seen]
+            return Stream({}, places, self.kept[modality].tokens(items))
+        return Stream(stack(modality, [self.item(modality, *one) for one in seen]), places)
 
     def item(self, modality: str, example: Example, item: int) -> dict[str, Tensor]:
         value = example.row.items[modality][item]

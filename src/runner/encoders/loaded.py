@@ -42,6 +42,8 @@ class LoadedEncoder(nn.Module):
     width: int
     gives_map: bool
     """A convolutional network: its last hidden state is [N, C, H, W]."""
+    idle: frozenset[str]
+    """Parameters of the model that its tokens do not depend on; those that the folder lacks are random."""
 
     def __init__(
         self,
@@ -98,6 +100,7 @@ class LoadedEncoder(nn.Module):
         self.model.eval()
         self.input_name = str(reads)
         unused = self.probe(tower, example, bare)
+        self.idle = frozenset(unused)
         prefix = f"{name}." if name else ""
         needed = {key for key in missing if key.startswith(prefix)} - {prefix + key for key in unused}
         if lacking := sorted(needed):

@@ -12,11 +12,18 @@ from runner.protocols import Batch, Tokens
 
 
 def encoded(encoders: Mapping[str, Any] | nn.ModuleDict, batch: Batch, device: torch.device) -> dict[str, Tokens]:
-    """By modality that the batch has, in the order of the encoders: its items' tokens."""
+    """By modality that the batch has, in the order of the encoders: its items' tokens. An encoder whose tokens are kept
+    is not asked."""
     tokens = {}
     for name, encoder in encoders.items():
-        if name in batch.streams:
-            inputs = batch.streams[name].inputs.items()
+        if name not in batch.streams:
+            continue
+        stream = batch.streams[name]
+        if stream.kept is not None:
+            features, mask = (one.to(device, non_blocking=True) for one in (stream.kept.features, stream.kept.mask))
+            tokens[name] = Tokens(features, mask, stream.kept.grid)
+        else:
+            inputs = stream.inputs.items()
             tokens[name] = encoder(**{key: tensor.to(device, non_blocking=True) for key, tensor in inputs})
     return tokens
 
