@@ -1,7 +1,7 @@
 """What a thousand and a million rows cost: `python -m benchmarks.data_scale [FOLDER]`, a process for each size.
 
-Rows of about 170 tokens are read out of JSONL and written once, then opened again in a process of its own, read at random,
-and laid in an order by length. Tokens are bytes here: a tokenizer's time is no matter of how many rows there are. Memory
+Rows of about 170 tokens are read out of JSONL and written once, then opened again in a process of its own, read at
+random, and laid in an order by length. Tokens are bytes here: a tokenizer does not know how many rows there are. Memory
 is what is the process's own (RssAnon), without pages of files.
 """
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from runner.config import compose
 from runner.protocols import Row
-from runner.seats import read_splits
+from runner.seats import mixed_seat
+from runner.settings import Data
 
 TEXTS = [
     "Mai có 12 quả táo và cho bạn 5 quả. Hỏi Mai còn lại bao nhiêu quả táo?",
@@ -46,4 +47,5 @@ def ids_of(folder: Path) -> dict[str, list[str]]:
 
 def read(path: Path, *overrides: str) -> dict[str, list[Row]]:
     words = ["data=jsonl", f"data.path={path}", "model=chat", "train.max_steps=1", *overrides]
-    return {split: list(rows) for split, rows in read_splits(compose("train", words), []).items()}
+    source = mixed_seat(compose("train", words), "data", Data)
+    return {split: list(rows) for split, rows in source.read([]).items()}

@@ -120,7 +120,7 @@ def test_the_aligner_gives_tokens_that_point_where_phase_1_had_them(rows: Path, 
     run = open_trained(compose("evaluate", [f"run={aligned}"]).tree, ())
     objective = run.load()
     splits = {"val": [row for row in read(run) if row.items]}
-    batch = run.frame.collate()(run.frame.render(splits["val"]))
+    batch = run.frame.collate()([run.frame.example(row) for row in splits["val"]])
     predictions = objective.predict(batch)
     for name, encoder in encoders.items():
         with torch.no_grad():
@@ -135,7 +135,8 @@ def test_the_aligner_gives_tokens_that_point_where_phase_1_had_them(rows: Path, 
 def read(run: object) -> list[object]:
     from runner.seats import read_splits
 
-    return list(read_splits(run.composed, run.frame.modalities)["val"])  # type: ignore[attr-defined]
+    split = read_splits(run.composed, run.frame)["val"]  # type: ignore[attr-defined]
+    return [one.row for one in split.examples]
 
 
 def test_an_encoder_that_phase_1_trained_is_not_its_files(rows: Path, tmp_path: Path) -> None:

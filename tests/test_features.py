@@ -302,8 +302,9 @@ def test_a_picture_that_cannot_be_read_is_told_with_its_row(
 ) -> None:
     for file in rows.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "8.png").write_bytes(b"no picture")
     words = ["model=classify", *seats(folders, "image"), "data.workers=1"]
+    train(tmp_path / "whole", tmp_path, words, tmp_path / "store")
+    (tmp_path / "8.png").write_bytes(b"no picture")  # after its row was read, which is done once
     with pytest.raises(Mistake, match=r"^train.jsonl:9 \(id 8\): `image` item 1 .* is not a whole picture"):
         train(tmp_path / "run", tmp_path, words, tmp_path / "store")
 
