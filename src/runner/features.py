@@ -247,10 +247,13 @@ class Making:
             worker_init_fn=partial(start_worker, lock, os.getpid()),
             generator=torch.Generator(),  # of its own, or it would draw from the global one
         )
+        given = iter(loader)
         try:
-            yield from loader
+            yield from given
         except Mistake as mistake:
             raise as_told(mistake) from mistake
+        finally:  # workers ignore SIGTERM, so they are told to stop here, also where an item cannot be read
+            getattr(given, "_shutdown_workers", lambda: None)()
 
     def encode(self, inputs: Sequence[Mapping[str, Tensor]]) -> Tokens:
         """As a step does it with these items."""
