@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import shutil
 import signal
 from collections.abc import Callable, Collection, Iterator
@@ -427,7 +428,7 @@ def loaded(draw: Callable[[], float] = float) -> Iterator[dict[str, Tensor]]:
 def test_what_is_random_is_found() -> None:
     assert tried(loaded, encoding(Halves()), 4, CPU).random is None
     assert tried(loaded, encoding(Halves(0.1)), 4, CPU).random == "it draws random numbers, also in evaluation mode"
-    for draw in (lambda: float(torch.rand(())), np.random.rand, __import__("random").random):
+    for draw in (lambda: float(torch.rand(())), np.random.rand, random.random):
         assert tried(lambda draw=draw: loaded(draw), encoding(Halves()), 4, CPU).random == "its preprocess is random"
     own = np.random.default_rng(0)
     assert tried(lambda: loaded(own.random), encoding(Halves()), 4, CPU).random == "its preprocess is random"
