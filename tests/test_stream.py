@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +31,9 @@ from runner.settings import Data
 NONE = np.zeros(0, dtype=np.int32)
 
 
-def settings(**changed: Any) -> Data:
-    words = [f"+data.{name}={value}" if name == "x" else f"data.{name}={value}" for name, value in changed.items()]
-    return section(compose("train", ["experiment=null", "train.max_steps=1", *words]).tree["data"], Data)
+@cache
+def defaults() -> Data:
+    return section(compose("train", ["experiment=null", "train.max_steps=1"]).tree["data"], Data)
 
 
 class Reader:
@@ -53,7 +55,7 @@ def stream_of(count: int, seed: int = 0, bad: tuple[int, ...] = (), **changed: A
         BadRow(f"shelf {k}", "is no row.") if k in bad else Row(f"row-{k}", f"shelf {k}", label=1 + k % 7)
         for k in range(count)
     ]
-    return Stream("train", rows, Reader(), settings(**changed), seed)
+    return Stream("train", rows, Reader(), replace(defaults(), **changed), seed)
 
 
 @given(

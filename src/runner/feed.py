@@ -129,6 +129,8 @@ def told(batches: Iterator[Any], watch: Watch) -> Iterator[Any]:
             reason = watch.explain(error)
             if reason is None:
                 raise
+            for worker in getattr(batches, "_workers", ()):
+                worker.kill()  # one that hangs would not hear that it should end
             raise Fault(reason) from error
         yield batch
 

@@ -10,6 +10,8 @@ from runner.protocols import BadRow, Mistake, Row
 
 TOLD = 10
 """Different reasons told at once."""
+KEPT = 100
+"""Different reasons that are counted apart."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class BadReport:
 class BadRows:
     """Of one split: collected while its rows are read, and told when the last one was.
 
-    Memory: a count and a place for each reason, whatever the number of rows.
+    Memory: a count and a place for each of so many reasons, whatever the number of rows.
     """
 
     def __init__(self, split: str, policy: Literal["error", "skip"], max_share: float) -> None:
@@ -53,6 +55,8 @@ class BadRows:
         self.check()
 
     def note(self, where: str, reason: str) -> None:
+        if len(self.reasons) == KEPT and reason not in self.reasons:
+            reason = "has another reason."
         first, count = self.reasons.get(reason, (where, 0))
         self.reasons[reason] = (first, count + 1)
 
