@@ -113,8 +113,12 @@ def loaded_by(session: Session, data: Any, workers: int, **how: Any) -> Generato
     try:
         yield from told(batches, watch)
     finally:
-        # Workers ignore SIGTERM, which is how Python ends children at its exit: they are told to stop while that works.
+        # Workers ignore SIGTERM, which is how Python ends children at its exit: they are told to stop while that works,
+        # and one that hangs, which would not hear it, is killed.
         getattr(batches, "_shutdown_workers", lambda: None)()
+        for worker in getattr(batches, "_workers", ()):
+            if worker.is_alive():
+                worker.kill()
 
 
 def told(batches: Iterator[Any], watch: Watch) -> Iterator[Any]:
@@ -129,8 +133,6 @@ def told(batches: Iterator[Any], watch: Watch) -> Iterator[Any]:
             reason = watch.explain(error)
             if reason is None:
                 raise
-            for worker in getattr(batches, "_workers", ()):
-                worker.kill()  # one that hangs would not hear that it should end
             raise Fault(reason) from error
         yield batch
 
