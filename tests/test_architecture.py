@@ -23,7 +23,7 @@ SOURCE = ROOT / "src"
 ROOMS = {
     "front": ("", "__main__", "cli", "completion", "launch", "verbs"),
     "verbs": (
-        "processes", "worker", "training", "show", "evaluate", "announce", "feed",
+        "processes", "worker", "training", "show", "showing.*", "evaluate", "announce", "feed",
         "trained", "evaluate_run", "generate", "predictor",
     ),
     "run": ("session", "resume", "recording", "restoring"),

@@ -12,7 +12,7 @@ import re
 
 FREE_TEXT = (
     *("prompt", "run", "to", "image", "audio", "text", "series", "name", "input", "output", "resume"),
-    *("data.path", "data.val_path", "data.prompt", "llm.path", "lora.init"),
+    *("data.path", "data.val_path", "data.prompt", "llm.path", "lora.init", "show.html"),
 )
 ITEMS = ("image", "audio", "text", "series", "data.path")
 HYDRA_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")

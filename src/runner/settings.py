@@ -127,9 +127,15 @@ class EarlyStopping:
 
 @dataclass(frozen=True)
 class Show:
-    part: Literal["rows", "parameters"]
+    part: Literal["rows", "batch", "parameters"]
     split: str
+    """Of part=rows; a batch is of the rows that are trained on."""
     rows: Count
+    """Of part=rows."""
+    step: CountOrZero
+    """Of part=batch: the optimizer step, counted from 0."""
+    html: str | None
+    """Of part=batch: a file to write as a page; null: in the terminal."""
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
-"""What the model will see: rows as tokens with the supervised ones marked, and its parameters by component."""
+"""What the model will see: rows as tokens with the supervised ones marked, a step's micro-batches as training runs
+them, and its parameters by component."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
 from runner import answering, config, labelling
 from runner.announce import PARAMETER_COLUMNS, describe, parameter_rows
-from runner.build import skeleton
+from runner.build import Parts, build, kind_of, skeleton
 from runner.config import Composed
 from runner.data.chat import ChatFormat
 from runner.data.flat import RowsOf
@@ -18,13 +20,21 @@ from runner.inventory import Component, adapted_by, components_of
 from runner.protocols import IGNORED, Example, Mistake, Row
 from runner.seats import read_splits
 from runner.settings import Show
-from runner.terminal import print_table
+from runner.showing import page, reading, words
+from runner.showing.glyphs import Glyphs
+from runner.showing.steps import micro_batches, total_steps
+from runner.showing.wholes import Wholes
+from runner.terminal import Screen, print_table
 
 
 def show(composed: Composed) -> dict[str, Any]:
-    """Raises `Mistake` for whatever config or rows have wrong. Nothing is written."""
+    """Raises `Mistake` for whatever config or rows have wrong. Nothing is written but show.html."""
     given = config.section(composed.tree["show"], Show)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Screen(soft_wrap=True, highlight=False)
+    if given.html is not None and given.part != "batch":
+        raise Mistake(f"show.html={given.html} is of a batch. Set show.part=batch, or take it away.")
+    if given.part == "batch":
+        return show_batch(console, composed, given)
     if given.part == "parameters":
         objective = skeleton(composed)
         counted = show_parameters(console, components_of(objective), adapted_by(objective))
@@ -42,6 +52,47 @@ def show(composed: Composed) -> dict[str, Any]:
     for example in shown:
         show_row(console, example, frame.chat)
     return {"split": given.split, "rows": [example.id for example in shown]}
+
+
+def show_batch(console: Console, composed: Composed, given: Show) -> dict[str, Any]:
+    """The micro-batches of optimizer step show.step, of every process, in the terminal or as a page."""
+    file = None if given.html is None else page.check_writable(given.html)
+    parts = build(composed, None, tracks=False)
+    processes = parts.settings.cluster.num_processes
+    batches = read_step(composed, parts, given.step)
+    rows = sum(row.weight > 0 for micro in batches for row in micro.rows)
+    title = f"Step {given.step} of {total_steps(parts):,}: {words.many(rows, 'row')} in "
+    title += f"{words.many(len(batches), 'micro-batch', 'micro-batches')}"
+    console.print(f"train: {describe(parts.splits['train'])}\n{title}.", markup=False)
+    if file is None:
+        for micro in batches:
+            words.tell(console, micro, processes)
+    else:
+        page.write(file, title, batches, processes)
+        for micro in batches:
+            console.print(words.head(micro, processes), markup=False)
+        console.print(f"Page: {file}", markup=False)
+    return {"step": given.step, "micro_batches": [words.figures(micro) for micro in batches]}
+
+
+def read_step(composed: Composed, parts: Parts, step: int) -> list[reading.MicroBatch]:
+    """Nothing is learnt, and the language model is not run: only what comes before it."""
+    objective: Any = parts.objective
+    dealt = list(micro_batches(parts, step))
+    if kind_of(composed) is labelling:
+        return [reading.labelled(objective, one) for one in dealt]
+    if not hasattr(objective, "reads"):
+        raise Mistake(
+            f"model: {type(objective).__name__} does not say what its language model reads (reads, as Instruct has it "
+            "in runner/models/instruct.py), so show.part=batch cannot show it. Give it that, or set show.part=rows."
+        )
+    objective.eval()
+    chat = objective.chat
+    wholes = Wholes(composed, chat, parts.collate.preprocess).of([one.batch for one in dealt])
+    glyphs = Glyphs(chat.tokenizer)
+    # Only how many tokens there are is looked at, so any low precision stands for the one that training has.
+    with torch.autocast("cpu", torch.bfloat16, enabled=parts.settings.precision.compute in ("bf16", "fp16")):
+        return [reading.read_by(objective, one, wholes, glyphs) for one in dealt]
 
 
 def check_split(split: str, splits: Mapping[str, Any]) -> str:

@@ -68,6 +68,13 @@ class Instruct(nn.Module):
         return {"loss": labelled} | projector_counts(self.projector, batch)
 
     def forward(self, batch: Batch) -> Step:
+        labels, inputs, streams = self.reads(batch)
+        loss = self.llm.loss_sum(labels, **{name: self._move(one) for name, one in inputs.items()})
+        return Step({"loss": Term(loss)} | projector_terms(self.projector, streams, batch, self._device))
+
+    def reads(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Mapping[str, Tokens]]:
+        """What the language model learns a batch from: labels [B, M] and the inputs of `LanguageModel.loss_sum`, [1, S]
+        where the batch is packed; and the items' tokens that went into the fusion."""
         streams: Mapping[str, Tokens] = {}
         if self.fusion is None:
             labels = batch.labels
@@ -86,8 +93,7 @@ class Instruct(nn.Module):
             }
         if batch.packed:
             labels, inputs = packed(labels, inputs)
-        loss = self.llm.loss_sum(labels, **{name: self._move(one) for name, one in inputs.items()})
-        return Step({"loss": Term(loss)} | projector_terms(self.projector, streams, batch, self._device))
+        return labels, inputs, streams
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[Prediction]:
