@@ -124,6 +124,9 @@ def test_items_padding_and_fusions_that_make_other_tokens_of_them(tmp_path: Path
     assert packed.padding == 0 and packed.tokens == micro.tokens
     assert [piece for piece in pieces(packed, 0) if isinstance(piece, Items)] == [replace(one, padding=0), two]
 
+    (front,) = read(*words, "fusion=prefix")
+    assert [piece for piece in pieces(front, 0) if isinstance(piece, Items)] == [image(1), replace(one, first=17)]
+
     (joint,) = read(*words, "fusion=perceiver", "fusion.tokens=5")
     together = Items((("image", 0), ("series", 0)), 5, 0, 1)
     assert [piece for piece in pieces(joint, 0) if isinstance(piece, Items)] == [together]
