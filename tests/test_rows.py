@@ -128,7 +128,7 @@ LINES = {
     b'{"image": {"items": "a"}}': 'the "items" of `image` are not a list',
     b'{"text": 3}': "an item of `text` is not a string but a number",
     b'{"series": []}': "has no channel",
-    b'{"series": [1, 2]}': "channel 1 of `series` is not a list of numbers",
+    b'{"series": [[1], 2]}': "channel 2 of `series` is not a list of numbers",
     b'{"series": [[1, 2], [3]]}': "channel 2 of `series` has 1 numbers, the first 2",
     b'{"series": [[1, "2"]]}': "channel 1 of `series` holds 2, not a finite float32 number",
     b'{"series": [[1e300]]}': "not a finite float32 number",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def read_questions(run: Trained, file: Path) -> tuple[list[dict[str, Any]], Sequ
     node = run.composed.tree["data"]
     seen = keys_of(file) if node.get("_target_") == JSONL else set()
     # Of the run's columns those that are there: an answer, which may be missing, is no mistake here.
-    fields = {ours: theirs for ours, theirs in (node.get("fields") or {}).items() if theirs in seen}
+    fields = {ours: there(theirs, seen) for ours, theirs in (node.get("fields") or {}).items()}
     extra = list(node.get("extra") or ())
     source = build_node(
         run.composed,
@@ -105,6 +105,13 @@ def keys_of(file: Path) -> set[str]:
         except (ValueError, TypeError, RecursionError):
             continue
     return keys
+
+
+def there(key: str | list[str] | None, seen: Collection[str]) -> str | list[str] | None:
+    """What of data.fields a file has."""
+    if isinstance(key, list):
+        return [one for one in key if one in seen] or None
+    return key if key in seen else None
 
 
 def sound_rows(rows: Iterable[Row | BadRow]) -> list[Row]:

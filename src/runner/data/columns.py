@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.data.formats import FORMATS, likely_format
+from runner.data.formats import FORMATS, likely_format, text_of
 from runner.data.rows import (
     MODALITIES,
     check_items,
@@ -75,7 +75,7 @@ class Columns:
 
     def __init__(
         self,
-        fields: Mapping[str, str | None],
+        fields: Mapping[str, str | list[str] | None],
         format: str | None,
         extra: Sequence[str],
         modalities: Sequence[str],
@@ -83,7 +83,9 @@ class Columns:
     ) -> None:
         self.modalities = tuple(dict.fromkeys([*MODALITIES, *modalities]))
         self.extra = set(extra)
-        self.mapped = {ours: theirs for ours, theirs in fields.items() if theirs is not None}
+        self.mapped = {ours: theirs for ours, theirs in fields.items() if isinstance(theirs, str)}
+        self.several = {ours: theirs for ours, theirs in fields.items() if isinstance(theirs, list)}
+        """Modalities whose items stand under keys of their own."""
         self.format = None if format is None else FORMATS[format]
         self.check(fields, format)
         self.exchange = {role: self.mapped[role] for role in EXCHANGE if role in self.mapped}
@@ -91,27 +93,35 @@ class Columns:
         own_turns = not self.exchange and not self.format
         plain = ["id", "label", *self.modalities, *(["messages"] if own_turns else [])]
         named = {name: key for name, key in self.mapped.items() if name != "messages" or own_turns}
-        taken = {*self.mapped.values(), *self.extra}
-        self.keys = {name: name for name in plain if name not in taken} | named
+        apart = {key for keys in self.several.values() for key in keys}
+        taken = {*self.mapped.values(), *apart, *self.extra}
+        self.keys = {name: name for name in plain if name not in {*taken, *self.several}} | named
         self.turns = self.turn_keys()
         for key in self.turns.values():
             self.keys = {name: own for name, own in self.keys.items() if own != key}
-        self.known = {*self.keys.values(), *self.turns.values(), *self.extra}
+        self.known = {*self.keys.values(), *self.turns.values(), *apart, *self.extra}
         lists = ("messages", *(name for name in self.modalities if name != "text"))
         turns = [self.turns[key] for key in LISTS if key in self.turns]
-        self.structured = {self.keys[name] for name in lists if name in self.keys}.union(turns)
+        self.structured = {self.keys[name] for name in lists if name in self.keys}.union(turns, apart)
         """Keys whose values may be lists or objects: where a cell is a text, it has them in JSON."""
         self.placeholders = placeholder_names(self.modalities)
-        self.unseen = dict(self.mapped)
+        self.unseen = self.mapped | {
+            f"{name}.{k}": key for name, some in self.several.items() for k, key in enumerate(some)
+        }
         self.seen: dict[str, None] = {}
         self.unread = set(splits)
 
-    def check(self, fields: Mapping[str, str | None], format: str | None) -> None:
+    def check(self, fields: Mapping[str, str | list[str] | None], format: str | None) -> None:
         ours = ("id", "messages", *EXCHANGE, "label", *self.modalities)
         for name in fields:
             if name not in ours:
                 raise Mistake(
                     f"data.fields.{name} is not a field of a row{did_you_mean(name, ours)} Known: {', '.join(ours)}."
+                )
+        for name in self.several:
+            if name not in self.modalities:
+                raise Mistake(
+                    f"data.fields.{name} names several keys, which only a modality's items may have. Name one."
                 )
         for name, key in self.mapped.items():
             if key in self.extra:
@@ -186,6 +196,9 @@ class Columns:
             if not self.knows(key):
                 raise Mistake(f"has an unknown key `{key}`{self.hint(key, values)}")
         given = {name: values.get(key) for name, key in self.keys.items()}
+        for name, keys in self.several.items():
+            there = [values[key] for key in keys if values.get(key) is not None]
+            given[name] = {"items": there} if there else None
         given |= self.conversation(values)
         items = {name: check_items(name, given.get(name), record.root) for name in self.modalities}
         row = Row(
@@ -225,9 +238,7 @@ class Columns:
             content = values.get(key)
             if content is None and role != "user":
                 continue
-            if not isinstance(content, str):
-                raise Mistake(f"`{key}`, the {role}'s turn, is not a string but {kind(content)}.")
-            yield {"role": role, "content": content}
+            yield {"role": role, "content": text_of(content, f"`{key}`, the {role}'s turn,")}
 
 
 def identity(value: Any, default: str) -> str:
@@ -247,7 +258,7 @@ def check_label(value: Any) -> str | int | float | None:
 
 
 def fingerprint_of_columns(
-    fields: Mapping[str, str | None], format: str | None, extra: Sequence[str]
+    fields: Mapping[str, str | list[str] | None], format: str | None, extra: Sequence[str]
 ) -> dict[str, Any]:
     """Of what shapes the rows of a source beside its files."""
     return {"fields": dict(fields), "format": format, "extra": list(extra)}

@@ -6,6 +6,7 @@ Sources: OpenAI, "Chat completions" and "Fine-tuning" (openai); FastChat and LLa
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,9 +175,15 @@ def role_of(role: Any, number: int, roles: Mapping[str, str]) -> str:
 
 
 def text_in(record: Record, key: str) -> str:
-    value = record.get(key)
+    return text_of(record.get(key), f"`{key}`")
+
+
+def text_of(value: Any, name: str) -> str:
+    """A column's text; a number is written as JSON writes it."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return json.dumps(value)
     if not isinstance(value, str):
-        raise Mistake(f"`{key}` is not a string but {kind(value)}.")
+        raise Mistake(f"{name} is not a string but {kind(value)}.")
     return value
 
 

@@ -43,7 +43,7 @@ class Hub:
         splits: dict[str, str | None],
         streaming: bool,
         items_folder: str | None,
-        fields: dict[str, str | None],
+        fields: dict[str, str | list[str] | None],
         extra: list[str],
         format: Format | None,
     ) -> None:

@@ -24,7 +24,7 @@ class Jsonl:
         self,
         path: str,
         val_path: str | None,
-        fields: dict[str, str | None],
+        fields: dict[str, str | list[str] | None],
         extra: list[str],
         format: Format | None,
     ) -> None:

@@ -46,7 +46,7 @@ class Qdrant:
         test_filter: dict[str, Any] | None,
         files: str | None,
         timeout: Annotated[int, Ge(1)],
-        fields: dict[str, str | None],
+        fields: dict[str, str | list[str] | None],
         extra: list[str],
         format: Format | None,
     ) -> None:

@@ -78,7 +78,8 @@ def check_item(modality: str, item: Any, folder: Path) -> Any:
             raise Mistake(f"`series` names {item[:200]!r}; a file with a series is one of {', '.join(SERIES_FILES)}.")
         return item if modality == "text" else check_path(modality, item, folder)
     if isinstance(item, list) and modality not in ("image", "audio", "text"):
-        return check_channels(modality, item)
+        one_channel = item and not any(isinstance(value, list) for value in item)
+        return check_channels(modality, [item] if one_channel else item)
     expected = {"text": "a string", "image": "a path", "audio": "a path"}.get(modality, "a path or a list of channels")
     raise Mistake(f"an item of `{modality}` is not {expected} but {kind(item)}.")
 

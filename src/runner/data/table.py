@@ -35,7 +35,7 @@ class Csv:
         path: str,
         val_path: str | None,
         delimiter: str,
-        fields: dict[str, str | None],
+        fields: dict[str, str | list[str] | None],
         extra: list[str],
         format: Format | None,
     ) -> None:
@@ -69,7 +69,7 @@ class Parquet:
         self,
         path: str,
         val_path: str | None,
-        fields: dict[str, str | None],
+        fields: dict[str, str | list[str] | None],
         extra: list[str],
         format: Format | None,
     ) -> None:
