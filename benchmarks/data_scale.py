@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-SIZES = (1_000, 10_000)
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
 ROWS_READ = 20_000
 WORDS = 24
 """Of a row's two texts together: about 170 bytes."""

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from runner.announce import describe, endless, loss_table
+from runner.data.bad_rows import BadReport
+from runner.data.intake import Split
 from runner.data.chat import ChatFormat, Encoded, asks, prompt_of
 from runner.data.cutting import part, piece_cuts, prompt_length
 from runner.data.length import LengthPolicy, LengthReport
@@ -18,6 +20,10 @@ from tests.chat_families import families, marked
 
 FAMILIES = families()
 POLICIES = get_args(get_type_hints(Data)["over_length"])
+
+
+def of(report: LengthReport) -> Split:
+    return Split([], report, BadReport(report.total, 0, []), "")
 
 
 def chat(family: str = "tiny", learn: Literal["all", "last"] = "all") -> ChatFormat:
@@ -54,7 +60,7 @@ def test_rows_within_length_stay_as_they_are() -> None:
             kept, report = fitted([TWO_TURNS], limits[0], policy, format, limits[1])
             assert texts(kept) == texts([format.example(TWO_TURNS)]) and kept[0].row is TWO_TURNS
             assert report == LengthReport(total=1, kept=1, longest=39, longest_prompt=18) and report.is_whole
-    assert describe(report) == "1 rows, the longest 39 text tokens."
+    assert describe(of(report)) == "1 rows, the longest 39 text tokens."
     assert loss_table({"train": report}) is None and list(endless({"train": report})) == []
 
 
@@ -93,7 +99,7 @@ def test_truncate_prompt_cuts_user_texts_from_the_front() -> None:
     kept, report = fitted([TWO_TURNS], 29, "truncate_prompt", chat())
     assert texts(kept) == ["<|user|>{image 1}stion<|end|><|assistant|>⟦Yes<|end|>⟧" + SECOND]
     assert report == LengthReport(1, 1, 39, 18, over=1, truncated=1, prompt_tokens_lost=10)
-    assert describe(report).endswith("; 1 over length: 1 truncated.")
+    assert describe(of(report)).endswith("; 1 over length: 1 truncated.")
     # The prompt's own limit: the user texts before the first learnt answer alone.
     kept, report = fitted([TWO_TURNS], None, "truncate_prompt", chat(), 5)
     assert texts(kept) == ["<|user|>{image 1}on<|end|><|assistant|>⟦Yes<|end|>⟧" + SECOND]
@@ -148,7 +154,7 @@ def test_split_at_the_borders_of_turns() -> None:
     assert [one.row.items["image"] for one in kept] == [("0.png",), ("1.png",)]
     assert [one.row.messages for one in kept] == [TWO_TURNS.messages[:2], TWO_TURNS.messages[2:]]
     assert report == LengthReport(1, 2, 39, 18, over=1, split=1)
-    assert describe(report).endswith("; 1 over length: 1 split into 2.")
+    assert describe(of(report)).endswith("; 1 over length: 1 split into 2.")
     assert chat().truth(first.row) == "Yes" and texts([prompt_of(second)]) == [
         "<|user|>And {image 1}another<|end|><|assistant|>"
     ]
