@@ -47,9 +47,10 @@ class Order:
 
     def _pass(self, name: str, number: int, rows: int) -> np.ndarray:
         """The numbers below `rows`, once each."""
-        if self.order == "file":
-            return np.arange(rows, dtype=np.int32)
-        return drawn(f"{name}/{self.seed}/{number}").permutation(rows).astype(np.int32)
+        order = np.arange(rows, dtype=np.int32)
+        if self.order != "file":
+            drawn(f"{name}/{self.seed}/{number}").shuffle(order)
+        return order
 
     def _mixed(self, epoch: int) -> np.ndarray:
         """An epoch draws as many rows as there are. Each source gives its share of them, evenly spread, and goes on in
@@ -76,17 +77,15 @@ class Order:
         assert self.lengths is not None
         together = GROUPED_TOGETHER * self.batch_size
         whole = len(rows) // self.batch_size * self.batch_size
-        batches = []
         for start in range(0, whole, together):
             some = rows[start : min(start + together, whole)]
-            batches.append(some[np.argsort(self.lengths[some], kind="stable")].reshape(-1, self.batch_size))
-        if not batches:
-            return rows
-        steps = np.concatenate(batches)
-        steps = steps[drawn(f"steps/{self.seed}/{epoch}").permutation(len(steps))]
-        longest = int(self.lengths[steps].max(axis=1).argmax())
-        steps[[0, longest]] = steps[[longest, 0]]
-        return np.concatenate([steps.reshape(-1), rows[whole:]])
+            some[:] = some[np.argsort(self.lengths[some], kind="stable")]
+        if whole:
+            steps = rows[:whole].reshape(-1, self.batch_size)
+            drawn(f"steps/{self.seed}/{epoch}").shuffle(steps)
+            longest = int(self.lengths[rows[:whole]].argmax()) // self.batch_size
+            steps[[0, longest]] = steps[[longest, 0]]
+        return rows
 
 
 def drawn(name: str) -> np.random.RandomState:
