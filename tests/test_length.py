@@ -10,9 +10,9 @@ import pytest
 
 from runner.announce import describe, endless, loss_table
 from runner.data.bad_rows import BadReport
-from runner.data.intake import Split
 from runner.data.chat import ChatFormat, Encoded, asks, prompt_of
 from runner.data.cutting import part, piece_cuts, prompt_length
+from runner.data.intake import Split
 from runner.data.length import LengthPolicy, LengthReport
 from runner.protocols import IGNORED, Example, Message, Mistake, Row
 from runner.settings import Data

@@ -330,7 +330,7 @@ def close(session: Session) -> dict[str, Any]:
         "throughput": {
             "samples_per_s": session.recorder.samples / seconds,
             "tokens_per_s": session.recorder.tokens / seconds,
-            "padding_efficiency": session.recorder.tokens / session.recorder.padded if session.recorder.padded else None,
+            "padding_efficiency": session.recorder.tokens / max(session.recorder.padded, 1),
         },
         "peak_memory": memory,
         "wall_s": progress.wall_s + time.monotonic() - session.began,

@@ -39,7 +39,7 @@ class Record:
     """What its paths are relative to, and may not leave."""
 
 
-class Split:
+class SplitRows:
     """The rows of one split, read anew each time they are gone through. `source` is its name for people."""
 
     def __init__(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.data.arrow import check_types, plain
-from runner.data.columns import Columns, Record, Split, fingerprint_of_columns
+from runner.data.columns import Columns, Record, SplitRows, fingerprint_of_columns
 from runner.data.shards import SPLITS, fingerprint_of_file
 from runner.protocols import BadRow, Mistake
 from runner.settings import Format
@@ -67,7 +67,7 @@ class Hub:
         self.extra = extra
         self.format = format
 
-    def read(self, modalities: Sequence[str]) -> dict[str, Split]:
+    def read(self, modalities: Sequence[str]) -> dict[str, SplitRows]:
         found = self.open()
         columns = Columns(self.fields, self.format, self.extra, modalities, splits=list(self.names))
         splits = {}
@@ -77,7 +77,7 @@ class Hub:
                 hint = did_you_mean(str(theirs), map(str, found))
                 raise Mistake(f"data.splits.{ours}={theirs}: the set has {known}{hint}")
             records = self.reader(found[theirs], f"{self.name}/{theirs}", columns)
-            splits[ours] = Split(ours, columns, records, f"{self.name}/{theirs}")
+            splits[ours] = SplitRows(ours, columns, records, f"{self.name}/{theirs}")
         return splits
 
     def fingerprint(self) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from runner.data.columns import Columns, Record, Split, fingerprint_of_columns
+from runner.data.columns import Columns, Record, SplitRows, fingerprint_of_columns
 from runner.data.rows import kind
 from runner.data.shards import TOO_LONG, Shard, find_shards, fingerprint_of, not_utf8, read_lines
 from runner.data.strict_json import parse
@@ -34,10 +34,12 @@ class Jsonl:
         self.extra = extra
         self.format = format
 
-    def read(self, modalities: Sequence[str]) -> dict[str, Split]:
+    def read(self, modalities: Sequence[str]) -> dict[str, SplitRows]:
         shards = find_shards(self.path, self.val_path, SUFFIXES)
         columns = Columns(self.fields, self.format, self.extra, modalities, splits=list(shards))
-        return {split: Split(split, columns, partial(records_of, some), some[0].name) for split, some in shards.items()}
+        return {
+            split: SplitRows(split, columns, partial(records_of, some), some[0].name) for split, some in shards.items()
+        }
 
     def fingerprint(self) -> dict[str, Any]:
         files = fingerprint_of(find_shards(self.path, self.val_path, SUFFIXES))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
-from runner.data.columns import Columns, Record, Split, fingerprint_of_columns
+from runner.data.columns import Columns, Record, SplitRows, fingerprint_of_columns
 from runner.data.shards import fingerprint_of_file
 from runner.protocols import BadRow, Mistake
 from runner.settings import Format
@@ -77,12 +77,12 @@ class Qdrant:
         self.extra = extra
         self.format = format
 
-    def read(self, modalities: Sequence[str]) -> dict[str, Split]:
+    def read(self, modalities: Sequence[str]) -> dict[str, SplitRows]:
         with self.client() as client:
             self.check_collection(client)
         columns = Columns(self.fields, self.format, self.extra, modalities, splits=list(self.filters))
         return {
-            split: Split(split, columns, partial(self.records, some), self.named(split, some))
+            split: SplitRows(split, columns, partial(self.records, some), self.named(split, some))
             for split, some in self.filters.items()
         }
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from runner.data.arrow import check_types, without_nulls
-from runner.data.columns import Columns, Record, Split, fingerprint_of_columns
+from runner.data.columns import Columns, Record, SplitRows, fingerprint_of_columns
 from runner.data.shards import MAX_LINE, TOO_LONG, Shard, find_shards, fingerprint_of, not_utf8, read_lines
 from runner.data.strict_json import parse
 from runner.protocols import BadRow, Mistake
@@ -48,11 +48,11 @@ class Csv:
         self.extra = extra
         self.format = format
 
-    def read(self, modalities: Sequence[str]) -> dict[str, Split]:
+    def read(self, modalities: Sequence[str]) -> dict[str, SplitRows]:
         shards = find_shards(self.path, self.val_path, CSV_SUFFIXES)
         columns = Columns(self.fields, self.format, self.extra, modalities, splits=list(shards))
         return {
-            split: Split(split, columns, partial(csv_records, some, columns, self.delimiter), some[0].name)
+            split: SplitRows(split, columns, partial(csv_records, some, columns, self.delimiter), some[0].name)
             for split, some in shards.items()
         }
 
@@ -79,11 +79,11 @@ class Parquet:
         self.extra = extra
         self.format = format
 
-    def read(self, modalities: Sequence[str]) -> dict[str, Split]:
+    def read(self, modalities: Sequence[str]) -> dict[str, SplitRows]:
         shards = find_shards(self.path, self.val_path, PARQUET_SUFFIXES)
         columns = Columns(self.fields, self.format, self.extra, modalities, splits=list(shards))
         return {
-            split: Split(split, columns, partial(parquet_records, some, columns), some[0].name)
+            split: SplitRows(split, columns, partial(parquet_records, some, columns), some[0].name)
             for split, some in shards.items()
         }
 
