@@ -73,7 +73,7 @@ def measure(file: Path, cache: Path) -> dict[str, float]:
     source, reader = Jsonl(str(file), None, {}, [], None), Bytes()
     before = own_memory()
     began = time.perf_counter()
-    split = take_in("train", source.read([])["train"], reader, given, source.fingerprint())  # type: ignore[arg-type]
+    split = take_in("train", source.read([])["train"], reader, given, source.fingerprint(), False)  # type: ignore[arg-type]
     seconds = time.perf_counter() - began
     examples = split.examples
     opened = own_memory() - before

@@ -75,7 +75,8 @@ def test_what_json_cannot_hold_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [10, BLOCK, 3 * BLOCK + 5])
 def test_an_id_is_found_again(count: int) -> None:
     seen = Seen()
-    assert all(seen.note(f"row-{k}", k) is None for k in range(count))
+    for k in range(count):
+        seen.note(f"row-{k}", k)
     again = np.random.RandomState(0).randint(0, count, 50).tolist()
-    assert [seen.note(f"row-{k}", -1) for k in again] == again
-    assert seen.note(f"row-{count}", 7) is None
+    assert [seen.find(f"row-{k}") for k in again] == again
+    assert seen.find(f"row-{count}") is None

@@ -315,7 +315,7 @@ REFUSED = {
     ("sharegpt", '{"conversations": [{"from": "observation", "value": "x"}]}'): "calls of tools",
     ("sharegpt", '{"conversations": []}'): "`conversations` is not a list of messages but an empty one",
     ("sharegpt", '{"messages": []}'): "unknown key `messages`",
-    ("alpaca", '{"instruction": 3, "output": "x"}'): "`instruction` is not a string but a number",
+    ("alpaca", '{"instruction": [3], "output": "x"}'): "`instruction` is not a string but a list",
     ("alpaca", '{"instruction": "x", "output": "x", "history": [1]}'): "`history` is not a list of [question, answer]",
     ("prompt_completion", '{"prompt": ["x"], "completion": "x"}'): "`completion` is not one but a string",
     ("question_answer", '{"question": "x", "answer": {"text": "x"}}'): "`answer` is not a string but an object",

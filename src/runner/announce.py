@@ -101,7 +101,7 @@ def parameter_rows(components: Sequence[Component], adapted: Sequence[Component]
 def describe(split: Split) -> str:
     """`1,437 rows, the longest 31 text tokens; 12 over length: 2 dropped, 10 truncated.`"""
     report = split.lengths
-    text = "read as they are needed, the first " if split.stream else ""
+    text = "read as they are needed, so far " if split.stream else ""
     text += f"{report.total:,} rows" + (f", the longest {report.longest:,} text tokens" if report.longest else "")
     if split.bad.skipped:
         text += f"; {split.bad.skipped:,} of {split.bad.total:,} left out (data.on_bad_row=skip)"
@@ -144,6 +144,11 @@ def conclude(session: Session, summary: dict[str, Any]) -> None:
         if metrics:
             values = {name: value for name, value in metrics.items() if name != "step"}
             terminal.say(f"{title}: {listed(values)} (step {metrics['step']})")
+    train = session.parts.splits["train"]
+    if train.stream is not None and (train.bad.skipped or not train.lengths.is_whole):
+        terminal.say(f"Data, train, {describe(train)}")
+        for line in train.bad.lines:
+            terminal.say(line, "yellow")
     rate = summary["throughput"]
     tokens = f"{rate['tokens_per_s']:,.0f} tokens/s; " if rate["tokens_per_s"] else ""
     terminal.say(

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from runner import fingerprint
 from runner.protocols import CheckpointContent, Fault, Mistake
 
-FORMAT = 1
+FORMAT = 2
 OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
 
 

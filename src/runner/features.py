@@ -129,8 +129,10 @@ class Making:
             return None
         first = [place for _, place in zip(range(self.batch_size), places.values(), strict=False)]
         trial = tried(partial(self.load, first), self.encode, self.batch_size, self.device)
-        if trial.random is not None:
-            self.bypass(trial.random)
+        # One that draws from a generator of its own may be noticed by one process and not by another.
+        random = next((one for one in session.peers.gather(trial.random) if one is not None), None)
+        if random is not None:
+            self.bypass(random)
             return None
         if trial.unlike is not None:
             session.terminal.say(f"{self.name}: {trial.unlike}")

@@ -21,6 +21,8 @@ from runner.protocols import Batch, Fault, Mistake
 from runner.signals import CAUGHT, end_with_parent
 
 if TYPE_CHECKING:
+    from runner.data.bad_rows import BadReport
+    from runner.data.length import LengthReport
     from runner.data.stream import Stream
     from runner.session import Session
 
@@ -39,6 +41,8 @@ class Loaded:
     """The same with the padding beside them."""
     cursor: Cursor | None = None
     """Where a stream stands after it."""
+    left_out: tuple[BadReport, LengthReport] | None = None
+    """Of a stream: of all its rows so far."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,9 @@ def streamed(session: Session, stream: Stream) -> Generator[Loaded, None, None]:
     with closing(loaded_by(session, steps, parts.settings.data.workers, batch_size=None)) as loaded:
         for one in loaded:
             ids = list(one.ids)
-            yield Loaded(one.micro_batches, ids.copy, len(ids), one.tokens, one.padded, one.cursor)
+            yield Loaded(
+                one.micro_batches, ids.copy, len(ids), one.tokens, one.padded, one.cursor, (one.bad, one.lengths)
+            )
 
 
 def loaded_by(session: Session, data: Any, workers: int, **how: Any) -> Generator[Any, None, None]:

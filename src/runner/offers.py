@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from runner.data.mixed import Mixed
 from runner.protocols import (
     Batch,
     Checkpointer,
@@ -45,7 +44,7 @@ def check_offers(part: Any, name: str, protocol: type) -> None:
 def check_read(splits: Any) -> None:
     """Raises `Mistake` for what a row source gives beside rows by split that can be gone through several times."""
     right = isinstance(splits, Mapping) and all(
-        isinstance(rows, Iterable | Mixed) and not isinstance(rows, Iterator) for rows in splits.values()
+        isinstance(rows, Iterable) and not isinstance(rows, Iterator) for rows in splits.values()
     )
     if not right:
         raise Mistake(

@@ -39,7 +39,7 @@ def prepare(composed: Composed) -> dict[str, Any]:
     check_output(
         output, given.overwrite, {key: composed.tree["data"].get(key) for key in ("path", "val_path", "files")}
     )
-    source: RowSource = mixed_seat(composed, "data", settings.Data)
+    source: RowSource = mixed_seat(composed, "data", settings.Data, streaming=False)
     check_offers(source, "data", RowSource)
     read, bad = read_contents(composed, source, given)
     every = [one for some in read.values() for one in some]

@@ -48,7 +48,8 @@ class RowSource(Protocol):
 
     It may also have `fingerprint()`: JSON that is another whenever the rows would be (its files' names, sizes and
     times, say). Then what is made of the rows is kept on disk and not made again, and an item must be something that
-    JSON can hold: a path, a text, channels of numbers.
+    JSON can hold: a path, a text, channels of numbers. With `in_memory = True` they may be anything, and what is made
+    of the rows is remembered by the process, for the next job of a sweep.
     """
 
     def read(self, modalities: Sequence[str]) -> Mapping[str, Iterable[Row | BadRow]]:

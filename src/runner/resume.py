@@ -32,7 +32,7 @@ TOLD = (
     "train.max_steps", "train.epochs", "train.micro_batch_size", "train.micro_batch_tokens", "data.packing",
     "train.clip_norm", "train.eval_every", "train.log_ids",
     "train.max_skipped_steps", "evaluation", "early_stopping", "checkpoint", "optimizer", "schedule", "precision",
-    "cluster", "lora.dropout", "model.max_new_tokens", "data.packing", "llm.attention", "data.cache_features",
+    "cluster", "lora.dropout", "model.max_new_tokens", "llm.attention", "data.cache_features",
 )  # fmt: skip
 NEVER = ("optimizer._target_", "model.aligner", "model.aligner_width")
 """Not by force either: an aligner's weights are in the checkpoint, so another one would not be read."""

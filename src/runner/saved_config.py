@@ -57,6 +57,8 @@ def read_run_config(folder: Path, anew: Mapping[str, Any], plugin_folders: Seque
             foreign = [path for path in leaf_paths(name, given) if not re.fullmatch(rf"{name}\.({keys})", path)]
             lines += [f"{path}: that is as the run was trained, and cannot be set anew." for path in foreign]
             tree[name] = with_data(tree.get(name), given) if name == "data" else merged(tree.get(name), given)
+    if isinstance(tree.get("data"), dict):
+        tree["data"]["streaming"] = False  # all rows are asked, not the first of a stream
     check = Check(plugin_folders, foreign_verbs=("show", "prepare", *TOPS))
     check.tree(tree)
     lines += check.lines

@@ -185,9 +185,10 @@ def read_splits(
         taken = {}
         for split in choose(list(splits)):
             if given.streaming and split == "train":
-                taken[split] = open_stream(split, splits[split], frame, given, composed.tree["seed"])
+                taken[split] = open_stream(split, splits[split], frame, given, composed.tree["seed"], own)
             else:
-                taken[split] = take_in(split, splits[split], frame, given, own)
+                in_memory = getattr(source, "in_memory", False)
+                taken[split] = take_in(split, splits[split], frame, given, own, in_memory)
     if "train" in taken and not taken["train"].examples:
         raise Mistake("data: there is no row to train on. See what was left out, or give another data.path.")
     return taken

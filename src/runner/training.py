@@ -23,6 +23,8 @@ from torch import Tensor
 from runner.announce import announce, conclude
 from runner.build import build, read_settings
 from runner.config import Composed
+from runner.data.bad_rows import BadReport
+from runner.data.length import LengthReport
 from runner.evaluate import evaluate
 from runner.features import collate_with_features
 from runner.feed import steps_of
@@ -167,6 +169,8 @@ def loop(session: Session) -> None:
                 group["lr"] = group["peak_lr"] * factor
             gate.step(grad_norm)
             progress.step, progress.cursor = fed.step + 1, fed.loaded.cursor
+            if fed.loaded.left_out is not None:
+                note_stream(session, *fed.loaded.left_out)
 
             # 4. Record. The numbers stay on the device and are read one line later.
             rows = (fed.loaded.samples, fed.loaded.tokens, fed.loaded.padded)
@@ -182,6 +186,13 @@ def loop(session: Session) -> None:
             if not done and pause(session):
                 break
     log_open(session)
+
+
+def note_stream(session: Session, bad: BadReport, lengths: LengthReport) -> None:
+    """What was left out of a stream's rows so far."""
+    splits = session.parts.splits
+    train = replace(splits["train"], bad=bad, lengths=lengths)
+    session.parts = replace(session.parts, splits={**splits, "train": train})
 
 
 def log_open(session: Session) -> None:

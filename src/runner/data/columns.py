@@ -50,7 +50,18 @@ class SplitRows:
         self.records = records
         self.source = source
 
+    def restore(self, unseen: Mapping[str, str]) -> None:
+        """These rows were gone through before; which mapped keys none of them had is known."""
+        self.columns.unseen_here = dict(unseen)
+        self.columns.finish(self.name, 1)
+
+    @property
+    def unseen(self) -> Mapping[str, str]:
+        """Mapped keys that no row had, after they were gone through."""
+        return self.columns.unseen_here
+
     def __iter__(self) -> Iterator[Row | BadRow]:
+        self.columns.unseen_here = dict(self.columns.all_mapped)
         sound, total = 0, 0
         for record in self.records():
             total += 1
@@ -105,9 +116,12 @@ class Columns:
         self.structured = {self.keys[name] for name in lists if name in self.keys}.union(turns, apart)
         """Keys whose values may be lists or objects: where a cell is a text, it has them in JSON."""
         self.placeholders = placeholder_names(self.modalities)
-        self.unseen = self.mapped | {
+        self.all_mapped: dict[str, str] = self.mapped | {
             f"{name}.{k}": key for name, some in self.several.items() for k, key in enumerate(some)
         }
+        self.unseen = dict(self.all_mapped)
+        """Mapped keys that no row of any split had yet; `unseen_here`: of the split that is gone through."""
+        self.unseen_here = dict(self.all_mapped)
         self.seen: dict[str, None] = {}
         self.unread = set(splits)
 
@@ -161,8 +175,8 @@ class Columns:
     def note(self, key: str) -> None:
         if len(self.seen) < REMEMBERED:
             self.seen[key] = None
-        if self.unseen:
-            self.unseen = {name: own for name, own in self.unseen.items() if own != key}
+        if self.unseen_here:
+            self.unseen_here = {name: own for name, own in self.unseen_here.items() if own != key}
 
     def finish(self, split: str, sound: int) -> None:
         """Raises `Mistake` for a mapped key that no row has, once that is known: a slip of the pen.
@@ -170,6 +184,7 @@ class Columns:
         It is told early where it may be what made every row of the split a bad one.
         """
         self.unread.discard(split)
+        self.unseen = {name: key for name, key in self.unseen.items() if name in self.unseen_here}
         if not self.unread or not sound:
             for name, key in self.unseen.items():
                 known = ", ".join(self.seen)
@@ -181,7 +196,7 @@ class Columns:
         """Raises `Mistake` with the reason alone."""
         values = record.values
         for key in values:
-            if key not in self.seen or self.unseen:
+            if key not in self.seen or self.unseen_here:
                 self.note(key)
         try:
             return self.strictly(record, values)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated
+from importlib.metadata import version
+from typing import Annotated, Any
 
 from annotated_types import Gt, Lt
 
@@ -22,6 +23,11 @@ class Digits:
 
     def __init__(self, val_share: Annotated[float, Gt(0), Lt(1)]) -> None:
         self.val_share = val_share
+
+    in_memory = True
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"digits": version("scikit-learn"), "val_share": self.val_share}
 
     def read(self, modalities: Sequence[str]) -> dict[str, list[Row]]:
         from PIL import Image

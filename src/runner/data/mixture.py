@@ -32,7 +32,7 @@ class Mixture:
 
     def fingerprint(self) -> Mapping[str, Any] | None:
         prints = {name: getattr(source, "fingerprint", lambda: None)() for name, source in self.sources.items()}
-        return None if None in prints.values() else {"sources": prints, "weights": self.weights}
+        return None if None in prints.values() else {"sources": list(prints.items()), "weights": self.weights}
 
     def read(self, modalities: Sequence[str]) -> dict[str, Iterable[Row | BadRow] | Mixed]:
         """train is mixed; of val and test each source's rows come once."""
@@ -40,9 +40,12 @@ class Mixture:
         for name, some in splits.items():
             if "train" not in some:
                 raise Mistake(f"data.sources.{name} has no train split, so nothing of it can be mixed.")
+            if isinstance(some["train"], Mixed):
+                raise Mistake(f"data.sources.{name} is a mixture by weights itself. Name its sources here instead.")
         mixed: dict[str, Iterable[Row | BadRow] | Mixed] = {}
         parts = tuple(Named(name, some["train"]) for name, some in splits.items())
-        mixed["train"] = Mixed(parts, tuple(self.weights[name] for name in splits)) if self.weights else InTurn(parts)
+        weights = self.weights and {name: self.weights[name] for name in splits}
+        mixed["train"] = Mixed(parts, weights) if weights else InTurn(parts)
         for split in ("val", "test"):
             parts = tuple(Named(name, some[split]) for name, some in splits.items() if split in some)
             if parts:
@@ -52,14 +55,19 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Named:
-    """A source's rows with its name before their ids."""
+    """A source's rows with its name before their ids and places."""
 
     name: str
     rows: Iterable[Row | BadRow]
 
     def __iter__(self) -> Iterator[Row | BadRow]:
         for row in self.rows:
-            yield row if isinstance(row, BadRow) else replace(row, id=f"{self.name}/{row.id}")
+            where = f"{self.name}/{row.where}"
+            yield (
+                replace(row, where=where)
+                if isinstance(row, BadRow)
+                else replace(row, id=f"{self.name}/{row.id}", where=where)
+            )
 
 
 @dataclass(frozen=True)

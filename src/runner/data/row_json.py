@@ -8,9 +8,13 @@ from typing import Any
 
 from runner.protocols import Message, Mistake, Row
 
+MEND = "Give paths, texts or lists of numbers, or take `fingerprint` away."
+
 
 def row_to_json(row: Row, id: str) -> str:
     """`id` is its example's, which is another where a row was split. Raises `Mistake` for what JSON cannot hold."""
+    if row.horizon is not None:
+        raise Mistake(f"data: the row source has a fingerprint, and {row.where} (id {row.id}) has a horizon. {MEND}")
     items = {name: [plain(item) for item in some] for name, some in row.items.items()}
     messages = [(message.role, message.content) for message in row.messages]
     try:
@@ -18,7 +22,7 @@ def row_to_json(row: Row, id: str) -> str:
     except (TypeError, ValueError) as error:
         raise Mistake(
             f"data: the row source has a fingerprint, and {row.where} (id {row.id}) holds what JSON cannot: {error}. "
-            "Give paths, texts or lists of numbers, or take `fingerprint` away."
+            f"{MEND}"
         ) from error
 
 
@@ -36,6 +40,8 @@ def row_of_json(text: bytes) -> tuple[str, Row]:
 
 
 def plain(item: Any) -> Any:
+    if isinstance(item, dict):  # which is how a path is written
+        raise TypeError("an object")
     return {"path": str(item)} if isinstance(item, Path) else item
 
 

@@ -18,19 +18,18 @@ class Seen:
         self.blocks: list[np.ndarray] = []
         """uint64 [2, N]: hashes, sorted, and what was noted with each"""
 
-    def note(self, name: str, number: int) -> int | None:
-        """Note it, unless it was noted before: then what was noted with it then. 64 bits tell 1e6 names apart but for
-        one chance in 4e7."""
-        key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    def find(self, name: str) -> int | None:
+        """What was noted with it, if it was. 64 bits tell 1e6 names apart but for one chance in 4e7."""
+        key = key_of(name)
         found = self.recent.get(key)
         if found is None:
             found = next((hit for block in self.blocks if (hit := look_up(block, key)) is not None), None)
-        if found is not None:
-            return found
-        self.recent[key] = number
+        return found
+
+    def note(self, name: str, number: int) -> None:
+        self.recent[key_of(name)] = number
         if len(self.recent) == BLOCK:
             self.settle()
-        return None
 
     def settle(self) -> None:
         block = np.array([list(self.recent), list(self.recent.values())], dtype=np.uint64)
@@ -38,6 +37,10 @@ class Seen:
         while self.blocks and self.blocks[-1].shape[1] <= block.shape[1]:
             block = np.concatenate([self.blocks.pop(), block], axis=1)
         self.blocks.append(block[:, np.argsort(block[0], kind="stable")])
+
+
+def key_of(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def look_up(block: np.ndarray, key: int) -> int | None:

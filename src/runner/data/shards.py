@@ -110,8 +110,11 @@ def shard_of(file: Path, root: Path, suffixes: Sequence[str]) -> Shard:
 
 
 def fingerprint_of(shards: Mapping[str, Sequence[Shard]]) -> dict[str, list[list[Any]]]:
-    """By split, of each file: where it is, bytes, and when it was last changed."""
-    return {split: [fingerprint_of_file(shard.file) for shard in some] for split, some in shards.items()}
+    """By split, of each file: its name and what its paths are relative to, where it is, bytes, and its last change."""
+    return {
+        split: [[shard.name, str(shard.root.resolve()), *fingerprint_of_file(shard.file)] for shard in some]
+        for split, some in shards.items()
+    }
 
 
 def fingerprint_of_file(file: Path) -> list[Any]:

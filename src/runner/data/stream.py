@@ -6,21 +6,24 @@ rows of it before the block, and how many of the block were taken. Nothing else 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import IterableDataset
 
 from runner import settings
+from runner.data.bad_rows import BadReport
 from runner.data.collate import Collate
 from runner.data.dealing import Dealer
 from runner.data.digest import RowsDigest
 from runner.data.intake import Intake, Reader, Split
+from runner.data.length import LengthReport
 from runner.data.mixed import Mixed
 from runner.data.order import drawn, without_weight
+from runner.fingerprint import of_json
 from runner.protocols import BadRow, Batch, Example, Mistake, Row
 
 
@@ -43,12 +46,19 @@ class Stream:
     given: settings.Data
     seed: int
 
-    def examples(self, cursor: Cursor) -> Iterator[tuple[Example, Cursor]]:
-        """Without end, each with where the stream stands after it. Raises `Mistake` for what may not be left out."""
+    def intake(self) -> Intake:
+        return Intake(self.split, self.rows, self.reader, self.given)
+
+    def examples(self, cursor: Cursor, intake: Intake | None = None) -> Iterator[tuple[Example, Cursor]]:
+        """Without end, each with where the stream stands after it; `intake` counts what was left out.
+
+        Raises `Mistake` for what may not be left out.
+        """
+        intake = intake or self.intake()
         turn, first, taken = cursor
         while True:
             found = first > 0
-            for start, block in self.blocks(first):
+            for start, block in self.blocks(first, intake):
                 found = found or bool(block)
                 for position in range(taken, len(block)):
                     place = self.drawn(turn, start, len(block))[position]
@@ -64,9 +74,8 @@ class Stream:
             return np.arange(size)
         return drawn(f"stream/{self.seed}/{turn}/{start}").permutation(size)
 
-    def blocks(self, first: int, intake: Intake | None = None) -> Iterator[tuple[int, list[Example]]]:
+    def blocks(self, first: int, intake: Intake) -> Iterator[tuple[int, list[Example]]]:
         """From row `first` of the source on: each block, and how many rows of the source come before it."""
-        intake = intake or Intake(self.split, self.rows, self.reader, self.given)
         rows = islice(iter(self.rows), first, None)
         read = start = first
         block: list[Example] = []
@@ -92,6 +101,9 @@ class StreamedStep:
     tokens: int
     padded: int
     cursor: Cursor
+    bad: BadReport
+    """Of all rows that were read so far."""
+    lengths: LengthReport
 
 
 class StreamedSteps(IterableDataset[StreamedStep]):
@@ -109,12 +121,13 @@ class StreamedSteps(IterableDataset[StreamedStep]):
         self.collate = collate
 
     def __iter__(self) -> Iterator[StreamedStep]:
-        examples = self.stream.examples(self.cursor)
+        intake = self.stream.intake()
+        examples = self.stream.examples(self.cursor, intake)
         while True:
             step = list(islice(examples, self.batch_size))
-            yield self.dealt([example for example, _ in step], step[-1][1])
+            yield self.dealt([example for example, _ in step], step[-1][1], intake)
 
-    def dealt(self, step: Sequence[Example], cursor: Cursor) -> StreamedStep:
+    def dealt(self, step: Sequence[Example], cursor: Cursor, intake: Intake) -> StreamedStep:
         lengths = np.array([len(example.input_ids) for example in step])
         dealer = self.dealer.of(lengths)
         dealt = dealer.deal(range(len(step)))
@@ -123,23 +136,31 @@ class StreamedSteps(IterableDataset[StreamedStep]):
             self.collate([step[row] if one.weight else without_weight(step[row]) for row in one.rows]) for one in mine
         ]
         ids = [example.id for example in step]
-        return StreamedStep(micro_batches, ids, int(lengths.sum()), dealer.padded(dealt), cursor)
+        bad, fitted = intake.bad.report(), intake.fitting.report()
+        return StreamedStep(micro_batches, ids, int(lengths.sum()), dealer.padded(dealt), cursor, bad, fitted)
 
 
 START = Cursor(0, 0, 0)
 
 
 def open_stream(
-    split: str, rows: Iterable[Row | BadRow] | Mixed, reader: Reader, given: settings.Data, seed: int
+    split: str,
+    rows: Iterable[Row | BadRow],
+    reader: Reader,
+    given: settings.Data,
+    seed: int,
+    source: Mapping[str, Any] | None,
 ) -> Split:
-    """With its first block as examples, by which parts are tried."""
+    """With its first block as examples, by which parts are tried; `source` is what the row source calls itself."""
     if isinstance(rows, Mixed):
         raise Mistake(
             "data.streaming: sources are not mixed by weights while they are read. Set data.weights=null, or "
             "data.streaming=false."
         )
-    stream, intake, digest = Stream(split, rows, reader, given, seed), Intake(split, rows, reader, given), RowsDigest()
+    stream, digest = Stream(split, rows, reader, given, seed), RowsDigest()
+    intake = stream.intake()
     _, block = next(stream.blocks(0, intake), (0, []))
     for example in block:
         digest.update(example)
-    return Split(block, intake.fitting.report(), intake.bad.report(), digest.hexdigest(), stream=stream)
+    whole = of_json([digest.hexdigest(), source])
+    return Split(block, intake.fitting.report(), intake.bad.report(), whole, stream=stream)

@@ -52,4 +52,4 @@ def read(parts: Parts, step: int, process: int) -> Iterator[Batch]:
     size = parts.settings.train.batch_size
     steps = StreamedSteps(stream, START, size, parts.dealer, process, parts.collate)
     rows = list(islice(stream.examples(START), step * size, (step + 1) * size))
-    yield from steps.dealt([example for example, _ in rows], rows[-1][1]).micro_batches
+    yield from steps.dealt([example for example, _ in rows], rows[-1][1], stream.intake()).micro_batches
