@@ -126,6 +126,11 @@ def test_a_streamed_run_goes_on_exactly(tmp_path: Path, workers: int) -> None:
     assert [line["ids"] for line in lines_of(tmp_path / "whole")] == ids
     assert_same_weights(tmp_path / "constant", tmp_path / "parts")
     assert len({row for step in ids for row in step}) == 21, "48 rows go twice round the 21"
+    told = json.loads((tmp_path / "constant" / "summary.json").read_text())["data"]["train"]
+    assert told["total"] >= 48 and told["skipped"] == 0, "rows that were read, not those of the first block"
+    if workers == 0:
+        assert main(["evaluate", f"run={tmp_path}/constant", "evaluate.split=train"]) == 0
+        assert json.loads((tmp_path / "constant" / "evaluations" / "train.json").read_text())["rows"] == 21
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Rows as numbers in flat arrays with offsets: in memory, or memory-mapped from a folder that was written once.
 
-However many rows there are, no Python object is held for any of them. Shapes: R rows, L text tokens and P items of all
-rows together.
+However many rows there are, a folder's cost no Python object; in memory the rows are held as they are. Shapes: R rows,
+L text tokens and P items of all rows together.
 """
 
 from __future__ import annotations
