@@ -276,6 +276,8 @@ def test_a_question_makes_room_for_the_answer_that_its_row_has() -> None:
     for limit in (length, length - 1, length - 8):
         limits = LengthPolicy(limit, None, "truncate_prompt", format)
         assert texts(within_limits([answered], limits)) == texts(limits.fit(answered))
+    with pytest.raises(Mistake, match=rf"\(id r1, {length} tokens with its answer\)"):
+        within_limits([answered], LengthPolicy(6, None, "truncate_prompt", format))
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -135,7 +135,9 @@ def within_limits(examples: Sequence[Example], policy: LengthPolicy) -> list[Exa
     refused = Told()
     for example, left in zip(examples, cut, strict=True):
         if left is None:
-            refused.add(example, f"{len(prompt_of(example).input_ids)} tokens")
+            length, asked = len(example.input_ids), len(prompt_of(example).input_ids)
+            counts = length > asked and policy.over_length == "truncate_prompt"
+            refused.add(example, f"{length} tokens with its answer" if counts else f"{asked} tokens")
     if refused.count:
         why = UNCUT.get(policy.over_length, "no question is cut")
         raise Mistake(

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,12 +139,8 @@ class Qdrant:
     def client(self) -> Iterator[QdrantClient]:
         """Raises `Mistake` for what its server or its folder has wrong."""
         if self.path is not None:
-            with own_turn(self.path):
-                client = open_folder(self.path)
-                try:
-                    yield client
-                finally:
-                    client.close()
+            with own_turn(self.path), closing(open_folder(self.path)) as opened:
+                yield opened
             return
         from qdrant_client import QdrantClient
         from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
