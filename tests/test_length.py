@@ -14,6 +14,7 @@ from runner.data.chat import ChatFormat, Encoded, asks, prompt_of
 from runner.data.cutting import part, piece_cuts, prompt_length
 from runner.data.intake import Split
 from runner.data.length import LengthPolicy, LengthReport
+from runner.predictor import within_limits
 from runner.protocols import IGNORED, Example, Message, Mistake, Row
 from runner.settings import Data
 from tests.chat_families import families, marked
@@ -239,3 +240,60 @@ def test_a_prompt_that_cannot_be_cut() -> None:
             fitted([row("Hi", "Yes")], None, policy, chat(), 2)
     kept, _ = fitted([row("Hi", "Yes")], None, "split", chat(), 2)
     assert texts(kept) == ["<|end|><|assistant|>⟦Yes<|end|>⟧"]
+
+
+CONVERSATION = ("A rather long question", "Yes", "And quite another <image> one", "No")
+
+
+@pytest.mark.parametrize("learn", ["all", "last"])
+@pytest.mark.parametrize("policy", ["truncate_prompt", "truncate"])
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_question_is_cut_as_with_its_answer(policy: str, learn: Literal["all", "last"], turns: int) -> None:
+    """To every prompt limit that can be kept; and so it is refused where its row is refused in training."""
+    format = chat(learn=learn)
+    asked, answered = (row(*CONVERSATION[:count], images=turns // 2) for count in (turns, turns + 1))
+    whole = prompt_length(format.example(answered))
+    outcomes = set()
+    for limit in range(1, whole + 2):
+        limits = LengthPolicy(None, limit, policy, format)
+        trained = limits.fit(format.example(answered))
+        try:
+            (left,) = within_limits([format.example(asked)], limits)
+        except Mistake:
+            assert trained == []
+            outcomes.add("refused")
+            continue
+        left, expected = prompt_of(left), prompt_of(trained[0])
+        assert left.input_ids.tolist() == expected.input_ids.tolist() and left.places == expected.places
+        outcomes.add("cut" if len(left.input_ids) < len(format.example(asked).input_ids) else "whole")
+    assert outcomes == {"refused", "cut", "whole"}
+
+
+def test_a_question_makes_room_for_the_answer_that_its_row_has() -> None:
+    format = chat()
+    answered = format.example(row("A long question", "Yes"))
+    length = len(answered.input_ids)
+    for limit in (length, length - 1, length - 8):
+        limits = LengthPolicy(limit, None, "truncate_prompt", format)
+        assert texts(within_limits([answered], limits)) == texts(limits.fit(answered))
+    with pytest.raises(Mistake, match=rf"\(id r1, {length} tokens with its answer\)"):
+        within_limits([answered], LengthPolicy(6, None, "truncate_prompt", format))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("answer", [(), ("A long answer that nobody reads",)])
+def test_a_question_over_length_is_cut_or_refused_and_never_lost(policy: str, answer: tuple[str, ...]) -> None:
+    format = chat()
+    fine, long = row("Hi", *answer, id="fine"), row("Hi, how are you?", *answer, id="long")
+    prompt = len(prompt_of(format.example(fine)).input_ids)
+    total = len(format.example(fine if policy == "truncate_prompt" else row("Hi")).input_ids)
+    for limits in ((total, None), (None, prompt)):
+        lengths = LengthPolicy(*limits, policy, format)
+        if policy == "truncate_prompt" or (policy == "truncate" and limits[1]):
+            left = within_limits([format.example(one) for one in (fine, long)], lengths)
+            assert [len(prompt_of(one).input_ids) for one in left] == [prompt, prompt]
+            continue
+        with pytest.raises(Mistake) as told:
+            within_limits([format.example(one) for one in (fine, long)], lengths)
+        assert f"1 of 2 questions too long: train.jsonl:1 (id long, {prompt + 14} tokens)" in str(told.value)
+        assert lengths.limits() in str(told.value) and f"data.over_length={policy}" in str(told.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import gzip
 import json
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 import wave
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -504,12 +506,40 @@ def test_a_missing_library_is_named(points: Path, monkeypatch: pytest.MonkeyPatc
         qdrant(path=str(points))
 
 
-def test_a_collection_that_is_open_elsewhere_is_told(points: Path) -> None:
+def test_a_collection_that_stays_open_elsewhere_is_told(points: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qdrant_client import QdrantClient
 
+    monkeypatch.setattr("runner.data.qdrant.PATIENCE", 0.3)
     client = QdrantClient(path=str(points))
     try:
         with pytest.raises(Mistake, match="another program has it open"):
             qdrant(path=str(points)).read([])
     finally:
         client.close()
+
+
+def test_a_collection_that_is_open_for_a_moment_is_waited_for(points: Path) -> None:
+    with (points / ".lock").open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as the embedded mode itself does
+        timer = threading.Timer(0.3, lambda: fcntl.flock(lock, fcntl.LOCK_UN))
+        began = time.monotonic()
+        timer.start()
+        assert list(qdrant(path=str(points), extra=["grade", "type"]).read([]))
+        assert time.monotonic() - began >= 0.3
+        timer.join()
+
+
+def test_a_runs_processes_take_turns_at_a_collection(points: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has every point, however long it takes over one; waiting for each other is not what patience is for."""
+    monkeypatch.setattr("runner.data.qdrant.PATIENCE", 0)
+    begun = iter(qdrant(path=str(points), extra=["grade", "type"]).read([])["train"])
+    next(begun)
+    together = threading.Barrier(3)
+
+    def read(_: int) -> list[str]:
+        together.wait(timeout=5)
+        return ids(qdrant(path=str(points), extra=["grade", "type"]).read([])["train"])
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(read, range(3))) == [[str(k) for k in range(1, 31)]] * 3
+    assert ids(begun) == [str(k) for k in range(2, 31)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import runner
@@ -224,6 +226,49 @@ def test_a_file_of_rows_is_answered_line_by_line(instruct: Path, use: Use, tmp_p
     before = answers.read_text()
     assert use(*words, "overwrite=true", "batch_size=1")[0] == 0
     assert answers.read_text() == before
+
+
+def changed(run: Path, folder: Path, **data: Any) -> Path:
+    """A copy of a run, with other settings of its data."""
+    shutil.copytree(run, folder)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] |= data
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_a_question_over_length_is_asked_as_evaluate_asks_it(instruct: Path, use: Use, tmp_path: Path) -> None:
+    run = changed(instruct, tmp_path / "run", over_length="truncate_prompt", max_prompt_length=12)
+    assert use("evaluate", f"run={run}", "at=last")[0] == 0
+    data = instruct.parent / "data"
+    rows = [{"messages": row["messages"][:1], "image": data / row["image"]} for row in lines_of(data / "val.jsonl")]
+    cut = runner.Predictor.from_run(run, at="last", overrides=["cluster.device=cpu"])(rows)
+    assert cut == [one["answer"] for one in lines_of(run / "evaluations/val.jsonl")]
+    strict = changed(instruct, tmp_path / "strict", over_length="error", max_prompt_length=12)
+    code, _, err = use("generate", f"run={strict}", f"input={data / 'val.jsonl'}", f"output={tmp_path / 'a.jsonl'}")
+    assert code == 2 and "12 of 18 questions too long: val.jsonl:2 (id val-1, 30 tokens), " in err
+    assert "data.max_prompt_length=12" in err and not (tmp_path / "a.jsonl").exists()
+
+
+@pytest.mark.parametrize("source", ["runner.data.jsonl.Jsonl", "runner.data.table.Parquet"])
+def test_a_compressed_file_is_read_by_the_columns_of_any_source(
+    source: str, instruct: Path, use: Use, tmp_path: Path
+) -> None:
+    run = changed(instruct, tmp_path / "run", _target_=source, fields={"user": "q", "assistant": "a"})
+    asked, answers = tmp_path / "asked.jsonl.gz", tmp_path / "answers.jsonl"
+    with gzip.open(asked, "wb") as stream:
+        stream.write(b'\xef\xbb\xbf{"id": "one",\r "q": "Where?"}\r\n\n{"q": "Where, \xe2\x80\xa8 please?"}')
+    words = ["generate", f"run={run}", "at=last", f"input={asked}", f"output={answers}"]
+    code, _, err = use(*words)
+    assert (code, err) == (0, "")
+    found = [json.loads(line) for line in answers.read_text().split("\n") if line]
+    predictor = runner.Predictor.from_run(run, at="last", overrides=["cluster.device=cpu"])
+    expected = [{"id": "one", "q": "Where?"}, {"q": "Where, \u2028 please?"}]
+    assert found == [one | {"answer": predictor(prompt=one["q"])} for one in expected]
+    with gzip.open(asked, "wb") as stream:
+        stream.write(b'{"q": "Where?"}\n{"q": "Where?", "q": "There?"}\n{"q": ')
+    code, _, err = use(*words, "overwrite=true")
+    assert code == 2 and "input: 2 rows cannot be used." in err and "has the key `q` twice" in err
 
 
 def test_a_classifier_needs_no_training_row_and_gives_probabilities(classify: Path, use: Use, tmp_path: Path) -> None:

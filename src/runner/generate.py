@@ -10,7 +10,10 @@ from typing import Any
 
 from runner.config import Composed
 from runner.data.bad_rows import BadRows
+from runner.data.columns import Record
 from runner.data.intake import fault_of_files
+from runner.data.jsonl import SUFFIXES, records_of
+from runner.data.shards import find_shards
 from runner.evaluate_run import likeliest, listed_numbers
 from runner.predictor import Predictor, answer_of, questions, row_of
 from runner.protocols import BadRow, Mistake, Prediction, Row
@@ -77,7 +80,10 @@ def check_files(asked: Mapping[str, Any], fields: Mapping[str, Any]) -> Path:
 def read_questions(run: Trained, file: Path) -> tuple[list[dict[str, Any]], Sequence[Row]]:
     """The file's objects and their rows, read as strictly as those that are trained on and by the same columns."""
     node = run.composed.tree["data"]
-    seen = keys_of(file) if node.get("_target_") == JSONL else set()
+    found = records_of(find_shards(str(file), None, SUFFIXES)["train"])
+    # A line that holds no record is told when the rows are read.
+    records = [dict(one.values) for one in found if isinstance(one, Record)]
+    seen = {key for record in records for key in record}
     # Of the run's columns those that are there: an answer, which may be missing, is no mistake here.
     fields = {ours: there(theirs, seen) for ours, theirs in (node.get("fields") or {}).items()}
     extra = list(node.get("extra") or ())
@@ -90,21 +96,9 @@ def read_questions(run: Trained, file: Path) -> tuple[list[dict[str, Any]], Sequ
         },
     )
     rows = sound_rows(source.read(sorted({*ITEM_FIELDS, *run.frame.modalities}))["train"])
-    records = [json.loads(line) for line in lines_of(file)]
     if any(ANSWER in record for record in records):
         raise Mistake(f"input: {file} has the key `{ANSWER}` already, which the output is to have. Rename it.")
     return records, rows
-
-
-def keys_of(file: Path) -> set[str]:
-    """Of all its objects; what is no object is told when the rows are read."""
-    keys: set[str] = set()
-    for line in lines_of(file):
-        try:
-            keys.update(json.loads(line))
-        except (ValueError, TypeError, RecursionError):
-            continue
-    return keys
 
 
 def there(key: str | list[str] | None, seen: Collection[str]) -> str | list[str] | None:
@@ -138,11 +132,6 @@ def checked(rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
                 continue
             places[row.id] = row.where
         yield row
-
-
-def lines_of(file: Path) -> list[str]:
-    """As data/jsonl.py takes a file apart."""
-    return [line for line in file.read_text(encoding="utf-8-sig", errors="replace").split("\n") if line.strip()]
 
 
 def in_full(prediction: Prediction) -> str:

@@ -11,17 +11,24 @@ import numpy as np
 import torch
 
 from runner.config import compose
+from runner.data.chat import prompt_of
+from runner.data.cutting import cut_at_end, prompt_length, without_user_text
 from runner.data.decode import decode
-from runner.data.length import check_answers_fit
+from runner.data.length import LengthPolicy, Told, check_answers_fit
 from runner.data.rows import check_item, check_messages
 from runner.data.series_files import read_columns
 from runner.evaluate import evaluation_mode
 from runner.models.initialization import reseed
-from runner.protocols import Decoding, Example, Message, Mistake, Objective, Prediction, Row
+from runner.protocols import IGNORED, Decoding, Example, Message, Mistake, Objective, Prediction, Row
 from runner.spelling import did_you_mean
 from runner.trained import Trained, open_trained
 
 OF_A_ROW = ("prompt", "messages")
+UNCUT = {
+    "truncate_prompt": "only users' texts are cut, which are too short for that",
+    "truncate": "users' texts lose their ends to data.max_prompt_length alone",
+}
+"""Of each data.over_length that cuts a question at all, why one may still be too long."""
 
 
 class Label(str):
@@ -114,8 +121,52 @@ def decoding_of(asked: Mapping[str, Any], own: Decoding | None) -> Decoding | No
 
 
 def questions(run: Trained, rows: Sequence[Row]) -> list[Example]:
-    """What the model reads of the rows: an answer that stands at their end is left out."""
-    return run.frame.prompts(run.frame.example(row) for row in rows)
+    """What the model reads of the rows, as long as the run's `data` allows: an answer that stands at their end is left
+    out. Raises `Mistake` for one that is too long and may not be cut."""
+    examples = [run.frame.example(row) for row in rows]
+    fitting = run.frame.fitting(run.settings.data)
+    return run.frame.prompts(within_limits(examples, fitting) if isinstance(fitting, LengthPolicy) else examples)
+
+
+def within_limits(examples: Sequence[Example], policy: LengthPolicy) -> list[Example]:
+    """Each of them, cut as training and evaluate cut it. Raises `Mistake` where that would leave a question out, take
+    it apart or lose its end."""
+    cut = [within(example, policy) for example in examples]
+    refused = Told()
+    for example, left in zip(examples, cut, strict=True):
+        if left is None:
+            length, asked = len(example.input_ids), len(prompt_of(example).input_ids)
+            counts = length > asked and policy.over_length == "truncate_prompt"
+            refused.add(example, f"{length} tokens with its answer" if counts else f"{asked} tokens")
+    if refused.count:
+        why = UNCUT.get(policy.over_length, "no question is cut")
+        raise Mistake(
+            f"{refused.count:,} of {len(cut):,} questions too long: {refused}. This run reads rows within "
+            f"{policy.limits()}, and by its data.over_length={policy.over_length} {why}. Shorten what is asked, or ask "
+            "a run that was trained with a higher limit."
+        )
+    return [one for one in cut if one is not None]
+
+
+def within(example: Example, policy: LengthPolicy) -> Example | None:
+    """What is left of one; None where it must be refused. An answer of its own counts where it does in evaluate and
+    can be made room for, by truncate_prompt; elsewhere what is asked is held against the limits alone."""
+    if policy.chat.learn == "last" and example.row.messages[-1].role == "user":
+        # The answer that is due is the one that would be learnt: all before it is its prompt, earlier answers too.
+        example = replace(example, labels=np.full_like(example.labels, IGNORED))
+    asked = example if policy.over_length == "truncate_prompt" else prompt_of(example)
+    limit, prompt_limit = policy.max_length, policy.max_prompt_length
+    over = limit is not None and len(asked.input_ids) > limit
+    over_prompt = prompt_limit is not None and prompt_length(example) > prompt_limit
+    if not over and not over_prompt:
+        return example
+    if policy.over_length not in UNCUT:
+        return None
+    encoded = replace(policy.chat.encode(example.row), example=example)
+    if policy.over_length == "truncate_prompt":
+        return without_user_text(encoded, limit, prompt_limit)
+    left = cut_at_end(encoded, None, prompt_limit)
+    return left if left is not None and (limit is None or len(prompt_of(left).input_ids) <= limit) else None
 
 
 def answer_of(prediction: Prediction) -> Answer:

@@ -5,8 +5,13 @@ The embedded mode keeps its points as pickles: a stranger's folder is code, so o
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 
 BATCH = 256
 """Points that are in memory at a time, of a server's."""
+PATIENCE = 60
+"""Seconds that another program may go on holding a folder of the embedded mode before that is told."""
 BOUNDS = ("gt", "gte", "lt", "lte")
 
 
@@ -104,7 +111,13 @@ class Qdrant:
         return f"{self.collection} with data.{key}={dict(some)}" if some else self.collection
 
     def records(self, some: Mapping[str, Any] | None) -> Iterator[Record | BadRow]:
-        """In the order of the points' ids."""
+        """In the order of the points' ids; of a folder all at once, so that it is closed before the first is used."""
+        if self.path is None:
+            yield from self.scroll(some)
+        else:  # the embedded mode has all in memory anyway
+            yield from list(self.scroll(some))
+
+    def scroll(self, some: Mapping[str, Any] | None) -> Iterator[Record]:
         root = Path(self.files or "nowhere, as data.files is null")
         with self.client() as client:
             offset = None
@@ -125,17 +138,16 @@ class Qdrant:
     @contextmanager
     def client(self) -> Iterator[QdrantClient]:
         """Raises `Mistake` for what its server or its folder has wrong."""
+        if self.path is not None:
+            with own_turn(self.path), closing(open_folder(self.path)) as opened:
+                yield opened
+            return
         from qdrant_client import QdrantClient
         from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
         client = None
         try:
-            if self.path is not None:
-                client = QdrantClient(path=self.path)
-            else:
-                client = QdrantClient(
-                    url=self.url, api_key=self.api_key, timeout=self.timeout, check_compatibility=False
-                )
+            client = QdrantClient(url=self.url, api_key=self.api_key, timeout=self.timeout, check_compatibility=False)
             yield client
         except UnexpectedResponse as error:
             if error.status_code in (401, 403):
@@ -148,10 +160,6 @@ class Qdrant:
                 f"data.url={self.url}: no Qdrant server answers there within {self.timeout} s ({error}). See that it "
                 "runs, or raise data.timeout."
             ) from error
-        except RuntimeError as error:
-            if "already accessed" not in str(error):
-                raise
-            raise Mistake(f"data.path={self.path}: another program has it open, and its mode allows one.") from error
         finally:
             if client is not None:
                 client.close()
@@ -163,6 +171,34 @@ class Qdrant:
             raise Mistake(
                 f"data.collection: there is no {self.collection}{did_you_mean(self.collection, known, there)}"
             )
+
+
+@contextmanager
+def own_turn(folder: str) -> Iterator[None]:
+    """The processes of this user's runs go into a folder one after another: its mode allows one at a time."""
+    name = hashlib.sha256(f"{os.getuid()} {Path(folder).resolve()}".encode()).hexdigest()[:32]
+    with (Path(tempfile.gettempdir()) / f"runner-qdrant-{name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing alone would leave it to a process that was forked meanwhile
+
+
+def open_folder(folder: str) -> QdrantClient:
+    """Raises `Mistake` where another program goes on holding it."""
+    from qdrant_client import QdrantClient
+
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return QdrantClient(path=folder)
+        except RuntimeError as error:
+            if "already accessed" not in str(error):
+                raise
+            if time.monotonic() >= end:
+                raise Mistake(f"data.path={folder}: another program has it open, and its mode allows one.") from error
+        time.sleep(0.1)
 
 
 def check_filter(key: str, given: Mapping[str, Any]) -> None:
