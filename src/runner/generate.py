@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from runner.config import Composed
 from runner.data.bad_rows import BadRows
-from runner.data.columns import Record
 from runner.data.intake import fault_of_files
-from runner.data.jsonl import SUFFIXES, records_of
-from runner.data.shards import find_shards
+from runner.data.shards import read_lines, shard_of
+from runner.data.strict_json import parse
 from runner.evaluate_run import likeliest, listed_numbers
 from runner.predictor import Predictor, answer_of, questions, row_of
 from runner.protocols import BadRow, Mistake, Prediction, Row
@@ -80,9 +80,7 @@ def check_files(asked: Mapping[str, Any], fields: Mapping[str, Any]) -> Path:
 def read_questions(run: Trained, file: Path) -> tuple[list[dict[str, Any]], Sequence[Row]]:
     """The file's objects and their rows, read as strictly as those that are trained on and by the same columns."""
     node = run.composed.tree["data"]
-    found = records_of(find_shards(str(file), None, SUFFIXES)["train"])
-    # A line that holds no record is told when the rows are read.
-    records = [dict(one.values) for one in found if isinstance(one, Record)]
+    records = records_of(file)
     seen = {key for record in records for key in record}
     # Of the run's columns those that are there: an answer, which may be missing, is no mistake here.
     fields = {ours: there(theirs, seen) for ours, theirs in (node.get("fields") or {}).items()}
@@ -99,6 +97,16 @@ def read_questions(run: Trained, file: Path) -> tuple[list[dict[str, Any]], Sequ
     if any(ANSWER in record for record in records):
         raise Mistake(f"input: {file} has the key `{ANSWER}` already, which the output is to have. Rename it.")
     return records, rows
+
+
+def records_of(file: Path) -> list[dict[str, Any]]:
+    """As data/jsonl.py takes a file apart; a line that holds no record is told when the rows are read."""
+    records = []
+    for _, line in read_lines(shard_of(file, file.parent, ())):
+        if line is not None and line.strip():
+            with suppress(ValueError):
+                records.append(parse(line.decode("utf-8")))
+    return [one for one in records if isinstance(one, dict)]
 
 
 def there(key: str | list[str] | None, seen: Collection[str]) -> str | list[str] | None:
