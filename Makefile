@@ -7,8 +7,8 @@ CONFIG ?=
 BIN := .venv/bin
 RUNNER := $(BIN)/python -m runner
 PYTEST := env -u COMET_API_KEY OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-# Two tests at a time, each with one thread.
-SIDE_BY_SIDE := -n 2 --dist worksteal
+# Three tests at a time, each with one thread: some wait for processes that they started.
+SIDE_BY_SIDE := -n 3 --dist worksteal
 # What .venv/installed holds once everything is installed: compared by content, so a touched file installs nothing.
 WANTED := { pwd; cat pyproject.toml constraints.txt; }
 

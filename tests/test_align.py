@@ -51,6 +51,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("loss", ["infonce", pytest.param("sigmoid", marks=pytest.mark.zoo)])
 @pytest.mark.parametrize("class_aware", ["true", pytest.param("false", marks=pytest.mark.zoo)])
 def test_processes_see_each_others_rows(digits: Path, tmp_path: Path, loss: str, class_aware: str) -> None:

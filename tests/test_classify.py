@@ -71,6 +71,7 @@ def two_encoders(folder: Path) -> list[str]:
     return [*SMALL, *series, *sizes, *data, "train.batch_size=8", "train.log_ids=true", "optimizer.lr=1e-3"]
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize(
     "fusion", ["concat", *(pytest.param(one, marks=pytest.mark.zoo) for one in ("gated", "bilinear", "attention"))]
 )

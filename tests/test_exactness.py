@@ -168,6 +168,7 @@ def whole_in_fp64(in_fp64: list[str], tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize(
     "split", [one if one == "2 processes x 2 x 2" else pytest.param(one, marks=pytest.mark.zoo) for one in SPLITS]
 )
@@ -204,6 +205,7 @@ def test_evaluations_change_no_weight(uninterrupted: Uninterrupted, pictures: Pa
     assert fingerprint(tmp_path / "run") == fingerprint(uninterrupted(1, True))
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("micro", [8, 1])
 def test_rows_that_no_trainable_part_sees_are_trained_past(

@@ -362,6 +362,7 @@ class Attached(Prefix):
 """
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

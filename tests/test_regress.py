@@ -72,6 +72,7 @@ def objective(rows: Sequence[Row], skip: str = "none", fusion: Unseeing | None =
     return Regress({}, fusion or Unseeing(), rows, memory=None, skip=skip, loss=None)  # type: ignore[arg-type]
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("skip", ["none", "linear"])
 def test_a_step_may_be_split(waves: Path, tmp_path: Path, apart: bool, skip: str) -> None:

@@ -195,6 +195,7 @@ def hang(path: Path) -> Any:
     time.sleep(60)
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize(
     ("deed", "said"),
     [(die, r"worker \(pid\(s\) \d+\) exited unexpectedly"), (hang, "gave nothing for data.worker_timeout")],

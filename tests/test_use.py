@@ -113,6 +113,7 @@ def without_step(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name != "step"}
 
 
+@pytest.mark.zoo
 def test_evaluate_in_a_new_process_gives_the_runs_own_numbers(instruct: Path) -> None:
     code = "import sys; from runner.cli import main; sys.exit(main(sys.argv[1:]))"
     words = ["evaluate", f"run={instruct}", "at=last"]

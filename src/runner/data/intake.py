@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 META = "meta.json"
 REMEMBERED: OrderedDict[str, Split] = OrderedDict()
-MOST_REMEMBERED = 4
+MOST_REMEMBERED = 16
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "datasets", "pyarrow", "pillow", "numpy")
 JUDGED = 1_000
 """Rows of a stream before the share of bad ones says something."""
