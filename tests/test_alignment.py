@@ -139,6 +139,7 @@ def read(run: object) -> list[object]:
     return [one.row for one in split.examples]
 
 
+@pytest.mark.zoo
 def test_an_encoder_that_phase_1_trained_is_not_its_files(rows: Path, tmp_path: Path) -> None:
     folder = test_encoders_image.saved(tmp_path / "vit", "vit")
     vision = [*SERIES, "encoder/image=hf_vision", f"encoder.image.path={folder}"]

@@ -84,7 +84,10 @@ def test_each_primary_config_is_whole(file: Path) -> None:
 
 
 @pytest.mark.usefixtures("files")
-@pytest.mark.parametrize("option", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    "option",
+    [pytest.param(one, id=str(one), marks=[pytest.mark.zoo] if k % 2 else []) for k, one in enumerate(OPTIONS)],
+)
 def test_each_option_is_composed(option: Path) -> None:
     if option.stem in ("fp16", "tf32") and available_device() == "cpu":
         with pytest.raises(Mistake, match=rf"precision={option.stem} needs .*GPU"):

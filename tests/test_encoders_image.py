@@ -323,6 +323,7 @@ def test_pretrained_features_of_clothes_beat_pixels(shared: Path) -> None:
     assert right(features) >= 0.8 > right(pixels) + 0.1
 
 
+@pytest.mark.zoo
 def test_two_loaded_encoders_train_through_the_command_line(tmp_path: Path) -> None:
     from text_folders import bert_folder
 

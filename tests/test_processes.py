@@ -175,6 +175,7 @@ def test_a_process_that_is_killed_is_named(pictures: Path, tmp_path: Path) -> No
     assert read_status(tmp_path / "run")["exit_code"] == 1
 
 
+@pytest.mark.zoo
 def test_the_processes_that_run_are_those_that_were_asked_for(pictures: Path, tmp_path: Path) -> None:
     overrides = [*SMALL, f"data.path={pictures}", "train.max_steps=2", "train.batch_size=6"]
     started = ranks.start(tmp_path / "run", overrides, processes=2, asked=3)

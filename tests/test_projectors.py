@@ -212,6 +212,7 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("name", PROJECTORS)
 def test_a_projector_trains_through_the_command_line(name: str, rows: Path, tmp_path: Path) -> None:
     words = [*SMALL, f"data.path={rows}", "encoder.series.hidden_size=8", f"projector={name}"]

@@ -102,6 +102,7 @@ def test_each_token_stands_where_the_language_model_reads_it(rows: Path, packing
     assert content(micro.rows[1]).plain == f"{USER}[image 1: 16 tokens]Dark or light? Please.{END}{ASSISTANT}⟦l{END}⟧"
 
 
+@pytest.mark.zoo
 def test_items_padding_and_fusions_that_make_other_tokens_of_them(tmp_path: Path) -> None:
     wave, long = [float(k % 5) for k in range(16)], [float(k % 3) for k in range(40)]
     lines = [

@@ -268,6 +268,7 @@ def test_an_online_run_reaches_the_server(
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("behaviour", ["refuse_key", "hang", "closed"])
 def test_without_a_server_an_online_run_goes_into_the_archive(
     behaviour: str, tmp_path: Path, temporary: Path, server: Callable[[str], Server], told: list[logging.LogRecord]
