@@ -585,7 +585,7 @@ def test_the_picture_is_used(tmp_path: Path) -> None:
     parts = build(compose("train", overrides), memory=None, tracks=False)
     restore(own_tensors(parts.objective), weights_of(tmp_path / "run"), tmp_path)
     alone = (accelerator := Accelerator(cpu=True), Peers(accelerator, StopRequest()))
-    right, _ = evaluate(parts.objective, parts.examples["val"], parts.prompts, parts.collate, 120, *alone)
+    right, _ = evaluate(parts.objective, parts.splits["val"].examples, parts.prompts, parts.collate, 120, *alone)
     assert right["exact_match"] == summary["last"]["val/exact_match"]
     wrong, _ = evaluate(parts.objective, [], shuffled(parts.prompts, 7), parts.collate, 120, *alone)
     assert wrong["exact_match"] <= 0.25
