@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ranks
+from PIL import Image
 from test_exactness import SMALL, fingerprint, lines_of, pictures, train_lines
 from test_plugins import SMALL as SMALL_PLUGIN
 from test_plugins import my_conf
@@ -145,14 +146,16 @@ def test_the_command_line_killed_ends_as_if_it_had_not_been(
 
 @pytest.mark.faults
 def test_what_one_process_meets_ends_them_all_in_its_words(tmp_path: Path) -> None:
-    """The second row, which the second process takes, has a picture that cannot be read."""
+    """The second row, which the second process takes, has a picture that broke after the rows were read."""
     rows = []
     for k in range(4):
         messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "x"}]
         rows.append({"id": f"row-{k}", "messages": messages, "image": "broken.png" if k == 1 else None})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    Image.new("L", (8, 8)).save(tmp_path / "broken.png")
     overrides = [*SMALL, "data.path=rows.jsonl", "train.batch_size=2", "train.max_steps=4", "data.order=file"]
+    runner.train([*overrides, "hydra.run.dir=whole"])
+    (tmp_path / "broken.png").write_bytes(b"no picture")
     process = ranks.launch(["train", *overrides, *TWO, "hydra.run.dir=run"], tmp_path / "printed")
     process.join(60)
     printed = (tmp_path / "printed").read_text()
