@@ -24,7 +24,7 @@ ROOMS = {
     "front": ("", "__main__", "cli", "completion", "launch", "verbs"),
     "verbs": (
         "processes", "worker", "training", "prepare", "show", "showing.*", "evaluate", "announce", "feed",
-        "trained", "evaluate_run", "generate", "predictor", "features",
+        "trained", "evaluate_run", "generate", "predictor", "features", "summary",
     ),
     "run": ("session", "resume", "recording", "restoring"),
     "build": (

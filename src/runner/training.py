@@ -6,18 +6,15 @@ its count over all micro-batches and processes of the step, so the curve is the 
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import torch
 from torch import Tensor
 
 from runner.announce import announce, conclude
@@ -28,7 +25,6 @@ from runner.data.length import LengthReport
 from runner.evaluate import evaluate
 from runner.features import collate_with_features
 from runner.feed import steps_of
-from runner.inventory import components_of
 from runner.model_parts import frozen_at
 from runner.models.initialization import reseed
 from runner.offers import check_step
@@ -41,6 +37,7 @@ from runner.run_folder import open_run
 from runner.seats import build_checkpointer, held_out
 from runner.session import Anchored, Gate, Progress, Session, save
 from runner.signals import stop_on_signal
+from runner.summary import peak_memory, summarised
 from runner.terminal import Terminal, listed
 
 
@@ -324,40 +321,7 @@ def close(session: Session) -> dict[str, Any]:
     if samples:
         session.terminal.samples(samples)
         parts.tracker.log_samples(samples, progress.step)
-    components = components_of(parts.objective)
-    seconds = max(session.recorder.seconds, 1e-9)
-    summary = {
-        "step": progress.step,
-        "last": progress.last,
-        "best": progress.best,
-        "parameters": {
-            "total": sum(one.trainable + one.frozen for one in components),
-            "trainable": sum(one.trainable for one in components),
-            "by_component": {one.name: {"trainable": one.trainable, "frozen": one.frozen} for one in components},
-        },
-        "precision": session.precision.as_dict(),
-        "data": {split: asdict(one.lengths) | {"skipped": one.bad.skipped} for split, one in parts.splits.items()},
-        "skipped_steps": progress.skipped_steps,
-        "throughput": {
-            "samples_per_s": session.recorder.samples / seconds,
-            "tokens_per_s": session.recorder.tokens / seconds,
-            "padding_efficiency": session.recorder.tokens / max(session.recorder.padded, 1),
-        },
-        "peak_memory": memory,
-        "wall_s": progress.wall_s + time.monotonic() - session.began,
-        "checkpoint": str(checkpoint),
-        **getattr(parts.objective, "details", lambda _: {})(session.predictions or []),
-    }
+    summary = summarised(session, checkpoint, memory)
     session.run.write_summary(summary)
     conclude(session, summary)
     return summary
-
-
-def peak_memory(session: Session) -> dict[str, int]:
-    """Bytes, of the process that has most."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if session.accelerator.device.type == "cuda":
-        peak["gpu"] = torch.cuda.max_memory_allocated()
-    peaks = session.peers.gather(peak)
-    return {name: max(one[name] for one in peaks) for name in peak}
